@@ -1,0 +1,16 @@
+-- Successful requests, payload and median latencies of each trial of a run.
+WITH
+    {attempts:Array(UInt16)} AS attempts,
+    status = 'ok' AS succeeded
+SELECT
+    trial,
+    countIf(succeeded)                                                   AS ok,
+    sumIf(bytes, succeeded)                                              AS payload,
+    quantileExactIf(0.5)(wait_ns + duration_ns, succeeded)               AS corrected_ns,
+    quantileExactIf(0.5)(duration_ns, succeeded)                         AS service_ns,
+    countIf(succeeded AND first_byte_ns > 0)                             AS answered,
+    quantileExactIf(0.5)(first_byte_ns, succeeded AND first_byte_ns > 0) AS first_byte_median_ns
+FROM events
+WHERE run = {run:UUID} AND kind = 'request' AND trial < length(attempts) AND attempt = attempts[trial + 1]
+GROUP BY trial
+ORDER BY trial

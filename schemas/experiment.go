@@ -1,0 +1,239 @@
+package schemas
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Experiment is one file: what is measured, where, how often, and what must
+// hold.
+type Experiment struct {
+	Name        string `yaml:"name" jsonschema:"required,pattern=^[a-z0-9][a-z0-9-]{0\\,62}$,description=Short name of the experiment: lower-case letters digits and hyphens."`
+	Description string `yaml:"description,omitempty" jsonschema:"description=What the experiment asks."`
+	Workload    string `yaml:"workload" jsonschema:"required,enum=s3,description=What is measured."`
+	Seed        uint64 `yaml:"seed,omitempty" jsonschema:"description=Fixes every random choice: same file and seed give the same schedule. 1 if not given; --seed overrides it."`
+	// Groups say who takes part.
+	Groups []Group `yaml:"groups" jsonschema:"required,minItems=1,description=Who takes part: clients at sites."`
+	// Matrix varies fields of the workload's section.
+	Matrix     Matrix      `yaml:"matrix,omitempty"`
+	Trials     Trials      `yaml:"trials,omitempty"`
+	Thresholds []Threshold `yaml:"thresholds,omitempty" jsonschema:"description=What must hold: a miss turns into exit code 99."`
+	Health     Health      `yaml:"health,omitempty"`
+	S3         *S3         `yaml:"s3,omitempty"`
+}
+
+// Group is a set of clients at one site.
+type Group struct {
+	Name    string            `yaml:"name,omitempty" json:"name" jsonschema:"description=Name for the matrix axis group; the site if not given."`
+	Site    string            `yaml:"site" json:"site" jsonschema:"required,description=Site of the agents."`
+	Labels  map[string]string `yaml:"labels,omitempty" json:"labels,omitempty" jsonschema:"description=Labels an agent must have such as instance_type; kept with every event."`
+	Agents  int               `yaml:"agents,omitempty" json:"agents" jsonschema:"minimum=1,description=How many agents share the clients; 1 if not given."`
+	Clients int               `yaml:"clients,omitempty" json:"clients" jsonschema:"minimum=1,description=How many clients; 1 if not given."`
+}
+
+// Trials say how often and in what order cells run.
+type Trials struct {
+	Repeat  int      `yaml:"repeat,omitempty" jsonschema:"minimum=1,description=Trials of each cell; 1 if not given."`
+	Order   string   `yaml:"order,omitempty" jsonschema:"enum=shuffled,enum=listed,description=Order of the trials: shuffled by the seed (so that drift of the machine does not favour a cell) or as listed; shuffled if not given."`
+	Timeout Duration `yaml:"timeout,omitempty" jsonschema:"description=A trial that takes longer is ended and tried again; 15m if not given."`
+	Retries int      `yaml:"retries,omitempty" jsonschema:"minimum=0,description=How often a failed trial is tried again; 2 if not given."`
+	Pause   Duration `yaml:"pause,omitempty" jsonschema:"description=Quiet time between trials."`
+}
+
+// Threshold is a condition on one metric of the report, for every cell that
+// matches.
+type Threshold struct {
+	Metric string            `yaml:"metric" json:"metric" jsonschema:"required,description=A metric of the report."`
+	Where  map[string]string `yaml:"where,omitempty" json:"where,omitempty" jsonschema:"description=Only cells with these values of the matrix."`
+	Max    string            `yaml:"max,omitempty" json:"max,omitempty" jsonschema:"description=The most allowed: 500ms or 0.01 or 20MB."`
+	Min    string            `yaml:"min,omitempty" json:"min,omitempty" jsonschema:"description=The least allowed."`
+}
+
+// Health is what a run demands of itself: outside these limits it is INVALID.
+type Health struct {
+	DispatchLag Duration `yaml:"dispatch_lag_p99,omitempty" json:"dispatch_lag_ns" jsonschema:"description=How late our own generator may send at the 99th percentile; 25ms if not given."`
+	ClockBound  Duration `yaml:"clock_bound,omitempty" json:"clock_bound_ns" jsonschema:"description=How uncertain an agent's clock offset may be; 100ms if not given."`
+	CPU         float64  `yaml:"generator_cpu,omitempty" json:"generator_cpu" jsonschema:"minimum=0,maximum=1,description=Share of its machine the generator's process may use; no limit if not given."`
+}
+
+// Metrics of the report, that thresholds may name.
+func thresholdMetrics() []string {
+	var names []string
+	for _, latency := range []string{"corrected", "service", "first_byte"} {
+		for _, q := range []string{"p50", "p90", "p99", "p999", "max"} {
+			names = append(names, latency+"_"+q)
+		}
+	}
+	return append(names, "error_rate", "requests_per_s", "bytes_per_s")
+}
+
+// Bounds turn a threshold's texts into numbers: nanoseconds for latencies,
+// bytes a second, or plain numbers; nil where no bound is given.
+func (t Threshold) Bounds() (lowest, highest *float64, err error) {
+	parse := func(field, text string) (*float64, error) {
+		if text == "" {
+			return nil, nil
+		}
+		var v float64
+		switch {
+		case t.Metric == "bytes_per_s":
+			s, err := ParseSize(strings.TrimSuffix(text, "/s"))
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", field, err)
+			}
+			v = float64(s)
+		case t.Metric == "error_rate" || t.Metric == "requests_per_s":
+			if _, err := fmt.Sscanf(text, "%g", &v); err != nil || v < 0 {
+				return nil, fmt.Errorf("%s: %q, want a number of 0 or more", field, text)
+			}
+		default:
+			d, err := ParseDuration(text)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", field, err)
+			}
+			v = float64(d)
+		}
+		return &v, nil
+	}
+	if lowest, err = parse("min", t.Min); err != nil {
+		return nil, nil, err
+	}
+	highest, err = parse("max", t.Max)
+	return lowest, highest, err
+}
+
+// SetDefaults fills what the file leaves out.
+func (e *Experiment) SetDefaults() {
+	if e.Seed == 0 {
+		e.Seed = 1
+	}
+	for i := range e.Groups {
+		g := &e.Groups[i]
+		if g.Name == "" {
+			g.Name = g.Site
+		}
+		g.Agents, g.Clients = orDefault(g.Agents, 1), orDefault(g.Clients, 1)
+	}
+	t := &e.Trials
+	t.Repeat, t.Order = orDefault(t.Repeat, 1), orDefault(t.Order, "shuffled")
+	t.Timeout, t.Retries = orDefault(t.Timeout, Duration(15*minute)), orDefault(t.Retries, 2)
+	h := &e.Health
+	h.DispatchLag, h.ClockBound = orDefault(h.DispatchLag, Duration(25*millisecond)), orDefault(h.ClockBound, Duration(100*millisecond))
+	if e.S3 != nil {
+		e.S3.SetDefaults()
+	}
+}
+
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// Limits on the size of an experiment.
+const (
+	MaxTrials  = 100_000
+	MaxClients = 10_000
+	MaxGroups  = 256
+)
+
+// Check reports every fault of the values, each under the path of its field
+// (`s3.size`), which the decoder turns into a line of the file.
+func (e *Experiment) Check() []Fault {
+	var faults faultList
+	name := regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+	label := regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
+	if !name.MatchString(e.Name) {
+		faults.add("name", "%q, want lower-case letters, digits and hyphens, at most 63", e.Name)
+	}
+	if !slices.Contains(Workloads(), e.Workload) {
+		faults.add("workload", "%q, want %s", e.Workload, oneOf(Workloads()))
+	}
+	if len(e.Groups) == 0 || len(e.Groups) > MaxGroups {
+		faults.add("groups", "%d groups, want 1 to %d", len(e.Groups), MaxGroups)
+	}
+	clients, seen := 0, map[string]bool{}
+	for i, g := range e.Groups {
+		at := fmt.Sprintf("groups[%d]", i)
+		if !name.MatchString(g.Site) {
+			faults.add(at+".site", "%q, want lower-case letters, digits and hyphens, at most 63", g.Site)
+		}
+		if seen[g.Name] {
+			faults.add(at, "a second group called %q: give one of them a name of its own", g.Name)
+		}
+		seen[g.Name] = true
+		if g.Agents < 1 || g.Agents > g.Clients {
+			faults.add(at+".agents", "%d, want 1 to the number of clients (%d)", g.Agents, g.Clients)
+		}
+		if g.Clients < 1 {
+			faults.add(at+".clients", "%d, want 1 or more", g.Clients)
+		}
+		for k := range g.Labels {
+			if !label.MatchString(k) {
+				faults.add(at+".labels", "label %q, want lower-case letters, digits and underscores", k)
+			}
+		}
+		clients += max(g.Clients, 0)
+	}
+	if clients > MaxClients {
+		faults.add("groups", "%d clients in all, at most %d are allowed", clients, MaxClients)
+	}
+	if e.Trials.Repeat < 1 || e.Trials.Repeat > MaxTrials {
+		faults.add("trials.repeat", "%d, want 1 to %d", e.Trials.Repeat, MaxTrials)
+	}
+	if e.Trials.Retries < 0 || e.Trials.Retries > 100 {
+		faults.add("trials.retries", "%d, want 0 to 100", e.Trials.Retries)
+	}
+	if orders := []string{"shuffled", "listed"}; !slices.Contains(orders, e.Trials.Order) {
+		faults.add("trials.order", "%q, want %s", e.Trials.Order, oneOf(orders))
+	}
+	for i, t := range e.Thresholds {
+		at := fmt.Sprintf("thresholds[%d]", i)
+		if !slices.Contains(thresholdMetrics(), t.Metric) {
+			faults.add(at+".metric", "%q, want %s", t.Metric, oneOf(thresholdMetrics()))
+			continue
+		}
+		if t.Max == "" && t.Min == "" {
+			faults.add(at, "has neither max nor min")
+		}
+		if _, _, err := t.Bounds(); err != nil {
+			field, text, _ := strings.Cut(err.Error(), ": ")
+			faults.add(at+"."+field, "%s", text)
+		}
+	}
+	if e.Health.CPU < 0 || e.Health.CPU > 1 {
+		faults.add("health.generator_cpu", "%g, want 0 to 1", e.Health.CPU)
+	}
+	faults = append(faults, e.checkMatrix()...)
+	if e.Workload == WorkloadS3 {
+		if e.S3 == nil {
+			faults.add("workload", "s3 needs a section `s3:`")
+		} else {
+			faults = append(faults, e.S3.check("s3")...)
+		}
+	}
+	return faults
+}
+
+// Workloads lists what an experiment can measure.
+func Workloads() []string { return []string{WorkloadS3} }
+
+// Section is the workload's own part of the experiment: a pointer to a struct,
+// or nil.
+func (e *Experiment) Section() any {
+	if e.Workload == WorkloadS3 && e.S3 != nil {
+		return e.S3
+	}
+	return nil
+}
+
+func oneOf(words []string) string {
+	if len(words) == 1 {
+		return words[0]
+	}
+	return "one of " + strings.Join(words, ", ")
+}
