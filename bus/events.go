@@ -1,0 +1,123 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Formats of a batch of events, named in [HeaderFormat]: ClickHouse input
+// formats.
+const (
+	FormatNative = "Native"      // one block, columns as schemas.EventColumns
+	FormatJSON   = "JSONEachRow" // one JSON object a line, column names as keys
+)
+
+// EventBatch is one message of the event stream.
+type EventBatch struct {
+	Seq    uint64 // position in the stream
+	Format string
+	Data   []byte
+	Stored time.Time // when the bus took it
+	Header map[string][]string
+}
+
+// EventStreamState says what the event stream holds.
+type EventStreamState struct {
+	Created     time.Time // identity of the stream: positions of another one mean nothing
+	First, Last uint64    // positions
+	Bytes       uint64
+	MaxBytes    int64
+}
+
+// EventStream describes the event stream.
+func (c *Conn) EventStream(ctx context.Context) (EventStreamState, error) {
+	s, err := c.js.Stream(ctx, StreamEvents)
+	if err != nil {
+		return EventStreamState{}, fmt.Errorf("open stream %s: %w", StreamEvents, err)
+	}
+	info := s.CachedInfo()
+	return EventStreamState{
+		Created: info.Created, First: info.State.FirstSeq, Last: info.State.LastSeq,
+		Bytes: info.State.Bytes, MaxBytes: info.Config.MaxBytes,
+	}, nil
+}
+
+// PurgeEvents removes everything before position seq.
+func (c *Conn) PurgeEvents(ctx context.Context, seq uint64) error {
+	s, err := c.js.Stream(ctx, StreamEvents)
+	if err != nil {
+		return fmt.Errorf("open stream %s: %w", StreamEvents, err)
+	}
+	if err := s.Purge(ctx, jetstream.WithPurgeSequence(seq)); err != nil {
+		return fmt.Errorf("purge stream %s before %d: %w", StreamEvents, seq, err)
+	}
+	return nil
+}
+
+// EventAt returns the message at a position, or an error that wraps
+// [ErrNotFound].
+func (c *Conn) EventAt(ctx context.Context, seq uint64) (EventBatch, error) {
+	s, err := c.js.Stream(ctx, StreamEvents)
+	if err != nil {
+		return EventBatch{}, fmt.Errorf("open stream %s: %w", StreamEvents, err)
+	}
+	m, err := s.GetMsg(ctx, seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return EventBatch{}, fmt.Errorf("%s at %d: %w", StreamEvents, seq, ErrNotFound)
+	}
+	if err != nil {
+		return EventBatch{}, fmt.Errorf("read %s at %d: %w", StreamEvents, seq, err)
+	}
+	return EventBatch{Seq: m.Sequence, Format: m.Header.Get(HeaderFormat), Data: m.Data, Stored: m.Time, Header: m.Header}, nil
+}
+
+// ReadEvents reads the event stream in order from a position, without gaps and
+// without acknowledgements: the reader keeps its own position. It blocks until
+// ctx ends (nil) or handle fails (its error).
+func (c *Conn) ReadEvents(ctx context.Context, from uint64, handle func(EventBatch) error) error {
+	consumer, err := c.js.OrderedConsumer(ctx, StreamEvents, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(from, 1),
+	})
+	if err != nil {
+		return fmt.Errorf("read stream %s: %w", StreamEvents, err)
+	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(512, 64<<20))
+	if err != nil {
+		return fmt.Errorf("read stream %s: %w", StreamEvents, err)
+	}
+	defer messages.Stop()
+	stop := context.AfterFunc(ctx, messages.Stop)
+	defer stop()
+	for {
+		m, err := messages.Next()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read stream %s: %w", StreamEvents, err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return fmt.Errorf("read stream %s: %w", StreamEvents, err)
+		}
+		b := EventBatch{
+			Seq: meta.Sequence.Stream, Format: m.Headers().Get(HeaderFormat), Data: m.Data(), Stored: meta.Timestamp, Header: m.Headers(),
+		}
+		if err := handle(b); err != nil {
+			return err
+		}
+	}
+}
+
+// PublishBatch stores an encoded batch of events; id makes a repetition within
+// [DuplicateWindow] harmless.
+func (c *Conn) PublishBatch(ctx context.Context, service, id, format string, data []byte) error {
+	if err := c.publishBatch(ctx, SubjectEvents(service), id, format, data); err != nil {
+		return fmt.Errorf("publish events of %s: %w", service, err)
+	}
+	return nil
+}

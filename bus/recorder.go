@@ -1,0 +1,274 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/transferlab/transferlab/schemas"
+)
+
+// RecorderOptions bound a recorder. Zero values take the defaults.
+type RecorderOptions struct {
+	Service  string        // whose events: the subject they go to
+	Producer string        // unique for every start of every producer
+	MaxRows  int           // events a batch at most; 16,384
+	MaxBytes int           // bytes a batch, about; 2 MiB
+	MaxAge   time.Duration // an event waits no longer than this for its batch; 200 ms
+	InFlight int           // batches under way at a time; 4
+	Log      *slog.Logger
+}
+
+// Recorder numbers events, gathers them in columnar batches and stores them on
+// the bus. It holds a bounded number of batches: when the bus is slow or full,
+// Record blocks, which its caller's lag shows. Safe for concurrent use.
+type Recorder struct {
+	conn *Conn
+	o    RecorderOptions
+
+	mu     sync.Mutex
+	block  *schemas.Block
+	oldest time.Time // when the block got its first event
+	next   uint64
+	first  uint64 // number of the block's first event
+	closed bool
+
+	free    chan *schemas.Block
+	sealed  chan sealed
+	senders sync.WaitGroup
+	ticking chan struct{}
+	ticker  sync.WaitGroup
+	stop    context.CancelFunc // gives up on batches that cannot be sent
+
+	acked  atomic.Uint64
+	bytes  atomic.Uint64
+	failed atomic.Pointer[error]
+
+	// A lock of its own: mu is held while seal waits for a sender.
+	settling sync.Mutex
+	settled  *sync.Cond
+	open     int // batches sealed and not yet settled
+}
+
+type sealed struct {
+	block *schemas.Block
+	first uint64
+}
+
+// RecorderStats counts since the recorder's start.
+type RecorderStats struct {
+	Recorded     uint64 // events taken, which is also the last number given
+	Acknowledged uint64 // events the bus has stored
+	Bytes        uint64 // encoded bytes stored
+}
+
+// NewRecorder starts a recorder. Close it to get the last events out.
+func NewRecorder(c *Conn, o RecorderOptions) *Recorder {
+	if o.MaxRows <= 0 {
+		o.MaxRows = 16384
+	}
+	if o.MaxBytes <= 0 {
+		o.MaxBytes = 2 << 20
+	}
+	if o.MaxAge <= 0 {
+		o.MaxAge = 200 * time.Millisecond
+	}
+	if o.InFlight <= 0 {
+		o.InFlight = 4
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	r := &Recorder{
+		conn: c, o: o, next: 1,
+		free:   make(chan *schemas.Block, 2*o.InFlight),
+		sealed: make(chan sealed, o.InFlight), ticking: make(chan struct{}),
+	}
+	r.settled = sync.NewCond(&r.settling)
+	for range cap(r.free) {
+		r.free <- schemas.NewBlock(o.Producer)
+	}
+	r.block = <-r.free
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
+	for range o.InFlight {
+		r.senders.Go(func() { r.send(ctx) })
+	}
+	r.ticker.Go(r.tick)
+	return r
+}
+
+// ErrRecorderClosed is returned for events that come after Close.
+var ErrRecorderClosed = errors.New("recorder is closed")
+
+// Record takes an event. It returns an error only when the event can never be
+// stored: it is invalid, the recorder is closed or has given up on a batch.
+func (r *Recorder) Record(e *schemas.Event) error {
+	if err := r.Failed(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return ErrRecorderClosed
+	}
+	if r.block.Rows() == 0 {
+		r.first, r.oldest = r.next, time.Now()
+	}
+	r.block.Append(e, r.next)
+	r.next++
+	if r.block.Rows() >= r.o.MaxRows || r.block.Size() >= r.o.MaxBytes {
+		r.seal()
+	}
+	return nil
+}
+
+// seal hands the block to the senders; r.mu is held, also while waiting for a
+// free block: that is the back-pressure.
+func (r *Recorder) seal() {
+	if r.block.Rows() == 0 {
+		return
+	}
+	r.settling.Lock()
+	r.open++
+	r.settling.Unlock()
+	r.sealed <- sealed{r.block, r.first}
+	r.block = <-r.free
+}
+
+func (r *Recorder) tick() {
+	t := time.NewTicker(r.o.MaxAge / 4)
+	defer t.Stop()
+	for {
+		select {
+		case <-r.ticking:
+			return
+		case now := <-t.C:
+			r.mu.Lock()
+			if r.block.Rows() > 0 && now.Sub(r.oldest) >= r.o.MaxAge*3/4 {
+				r.seal()
+			}
+			r.mu.Unlock()
+		}
+	}
+}
+
+func (r *Recorder) send(ctx context.Context) {
+	for s := range r.sealed {
+		rows := uint64(s.block.Rows())
+		n, err := r.store(ctx, s)
+		if err != nil {
+			err = fmt.Errorf("store events %d to %d of %s: %w", s.first, s.first+rows-1, r.o.Producer, err)
+			r.failed.CompareAndSwap(nil, &err)
+			r.o.Log.Error("events lost", "error", err)
+		} else {
+			r.acked.Add(rows)
+			r.bytes.Add(uint64(n))
+		}
+		s.block.Reset()
+		r.free <- s.block
+		r.settling.Lock()
+		r.open--
+		r.settled.Broadcast()
+		r.settling.Unlock()
+	}
+}
+
+func (r *Recorder) store(ctx context.Context, s sealed) (int, error) {
+	data, err := s.block.Encode()
+	if err != nil {
+		return 0, err
+	}
+	id := fmt.Sprintf("%s-%d", r.o.Producer, s.first)
+	// Giving up before the window closes keeps a repetition from being stored
+	// as a second batch.
+	ctx, cancel := context.WithTimeout(ctx, DuplicateWindow-time.Minute)
+	defer cancel()
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := r.conn.publishBatch(ctx, SubjectEvents(r.o.Service), id, FormatNative, data)
+		if err == nil {
+			return len(data), nil
+		}
+		r.o.Log.Warn("bus takes no events; will try again", "in", wait, "error", err)
+		select {
+		case <-ctx.Done():
+			return 0, errors.Join(err, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (c *Conn) publishBatch(ctx context.Context, subject, id, format string, data []byte) error {
+	attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, err := c.js.PublishMsg(attempt, &nats.Msg{
+		Subject: subject, Data: data, Header: nats.Header{HeaderFormat: {format}},
+	}, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
+	return err
+}
+
+// Failed is the first batch that had to be given up, if any.
+func (r *Recorder) Failed() error {
+	if p := r.failed.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Stats counts what was taken and what the bus has.
+func (r *Recorder) Stats() RecorderStats {
+	r.mu.Lock()
+	recorded := r.next - 1
+	r.mu.Unlock()
+	return RecorderStats{Recorded: recorded, Acknowledged: r.acked.Load(), Bytes: r.bytes.Load()}
+}
+
+// Flush returns when the bus has every event recorded before the call.
+func (r *Recorder) Flush(ctx context.Context) error {
+	wake := context.AfterFunc(ctx, func() {
+		r.settling.Lock()
+		r.settled.Broadcast()
+		r.settling.Unlock()
+	})
+	defer wake()
+	r.mu.Lock()
+	r.seal()
+	r.mu.Unlock()
+	r.settling.Lock()
+	for r.open > 0 && ctx.Err() == nil && r.Failed() == nil {
+		r.settled.Wait()
+	}
+	r.settling.Unlock()
+	if err := r.Failed(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("flush events of %s: %w", r.o.Producer, err)
+	}
+	return nil
+}
+
+// Close flushes within ctx and ends the recorder.
+func (r *Recorder) Close(ctx context.Context) error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	r.mu.Unlock()
+	close(r.ticking)
+	r.ticker.Wait()
+	err := r.Flush(ctx)
+	r.stop()
+	close(r.sealed)
+	r.senders.Wait()
+	return err
+}
