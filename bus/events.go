@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -118,6 +119,45 @@ func (c *Conn) ReadEvents(ctx context.Context, from uint64, handle func(EventBat
 func (c *Conn) PublishBatch(ctx context.Context, service, id, format string, data []byte) error {
 	if err := c.publishBatch(ctx, SubjectEvents(service), id, format, data); err != nil {
 		return fmt.Errorf("publish events of %s: %w", service, err)
+	}
+	return nil
+}
+
+// DeadLetter is a message that was rejected.
+type DeadLetter struct {
+	Seq    uint64 // position in the dead-letter stream
+	Buried time.Time
+	Reason string
+	Stream string // where it came from
+	From   uint64 // its position there
+	Format string // of a batch of events, else empty
+	Data   []byte
+}
+
+// DeadLetters calls handle for everything the dead-letter stream holds at the
+// time of the call, oldest first, until handle fails (its error).
+func (c *Conn) DeadLetters(ctx context.Context, handle func(DeadLetter) error) error {
+	s, err := c.js.Stream(ctx, StreamDead)
+	if err != nil {
+		return fmt.Errorf("open stream %s: %w", StreamDead, err)
+	}
+	state := s.CachedInfo().State
+	for seq := state.FirstSeq; seq <= state.LastSeq && state.Msgs > 0; seq++ {
+		m, err := s.GetMsg(ctx, seq)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read %s at %d: %w", StreamDead, seq, err)
+		}
+		from, _ := strconv.ParseUint(m.Header.Get(HeaderSeq), 10, 64)
+		letter := DeadLetter{
+			Seq: seq, Buried: m.Time, Reason: m.Header.Get(HeaderReason), Stream: m.Header.Get(HeaderStream), From: from,
+			Format: m.Header.Get(HeaderFormat), Data: m.Data,
+		}
+		if err := handle(letter); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ type RecorderOptions struct {
 	MaxRows  int           // events a batch at most; 16,384
 	MaxBytes int           // bytes a batch, about; 2 MiB
 	MaxAge   time.Duration // an event waits no longer than this for its batch; 200 ms
-	InFlight int           // batches under way at a time; 4
+	InFlight int           // batches under way at a time; 8
 	Log      *slog.Logger
 }
 
@@ -42,6 +42,7 @@ type Recorder struct {
 
 	free    chan *schemas.Block
 	sealed  chan sealed
+	sent    chan sent
 	senders sync.WaitGroup
 	ticking chan struct{}
 	ticker  sync.WaitGroup
@@ -60,6 +61,14 @@ type Recorder struct {
 type sealed struct {
 	block *schemas.Block
 	first uint64
+}
+
+// sent is a batch on its way; data stays valid until its block is used again.
+type sent struct {
+	sealed
+	data []byte
+	ack  jetstream.PubAckFuture
+	err  error
 }
 
 // RecorderStats counts since the recorder's start.
@@ -81,15 +90,15 @@ func NewRecorder(c *Conn, o RecorderOptions) *Recorder {
 		o.MaxAge = 200 * time.Millisecond
 	}
 	if o.InFlight <= 0 {
-		o.InFlight = 4
+		o.InFlight = 8
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	r := &Recorder{
 		conn: c, o: o, next: 1,
-		free:   make(chan *schemas.Block, 2*o.InFlight),
-		sealed: make(chan sealed, o.InFlight), ticking: make(chan struct{}),
+		free:   make(chan *schemas.Block, o.InFlight+3),
+		sealed: make(chan sealed, 1), sent: make(chan sent, o.InFlight), ticking: make(chan struct{}),
 	}
 	r.settled = sync.NewCond(&r.settling)
 	for range cap(r.free) {
@@ -98,9 +107,8 @@ func NewRecorder(c *Conn, o RecorderOptions) *Recorder {
 	r.block = <-r.free
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
-	for range o.InFlight {
-		r.senders.Go(func() { r.send(ctx) })
-	}
+	r.senders.Go(r.send)
+	r.senders.Go(func() { r.settle(ctx) })
 	r.ticker.Go(r.tick)
 	return r
 }
@@ -160,20 +168,41 @@ func (r *Recorder) tick() {
 	}
 }
 
-func (r *Recorder) send(ctx context.Context) {
+// send puts batches on the bus in their order, several under way at a time: a
+// producer that is killed leaves a beginning of its events, without gaps.
+func (r *Recorder) send() {
+	defer close(r.sent)
 	for s := range r.sealed {
-		rows := uint64(s.block.Rows())
-		n, err := r.store(ctx, s)
-		if err != nil {
-			err = fmt.Errorf("store events %d to %d of %s: %w", s.first, s.first+rows-1, r.o.Producer, err)
+		data, err := s.block.Encode()
+		b := sent{sealed: s, data: data, err: err}
+		if err == nil {
+			b.ack, b.err = r.conn.js.PublishMsgAsync(r.message(b), jetstream.WithMsgID(r.id(b)))
+		}
+		r.sent <- b
+	}
+}
+
+func (r *Recorder) id(b sent) string { return fmt.Sprintf("%s-%d", r.o.Producer, b.first) }
+
+func (r *Recorder) message(b sent) *nats.Msg {
+	return &nats.Msg{Subject: SubjectEvents(r.o.Service), Data: b.data, Header: nats.Header{HeaderFormat: {FormatNative}}}
+}
+
+// settle waits for the bus's word on each batch and sees to those it did not
+// take.
+func (r *Recorder) settle(ctx context.Context) {
+	for b := range r.sent {
+		rows := uint64(b.block.Rows())
+		if err := r.stored(ctx, b); err != nil {
+			err = fmt.Errorf("store events %d to %d of %s: %w", b.first, b.first+rows-1, r.o.Producer, err)
 			r.failed.CompareAndSwap(nil, &err)
 			r.o.Log.Error("events lost", "error", err)
 		} else {
 			r.acked.Add(rows)
-			r.bytes.Add(uint64(n))
+			r.bytes.Add(uint64(len(b.data)))
 		}
-		s.block.Reset()
-		r.free <- s.block
+		b.block.Reset()
+		r.free <- b.block
 		r.settling.Lock()
 		r.open--
 		r.settled.Broadcast()
@@ -181,32 +210,46 @@ func (r *Recorder) send(ctx context.Context) {
 	}
 }
 
-func (r *Recorder) store(ctx context.Context, s sealed) (int, error) {
-	data, err := s.block.Encode()
-	if err != nil {
-		return 0, err
+// How long the bus may take to store a batch before it is sent again.
+const storePatience = 10 * time.Second
+
+func (r *Recorder) stored(ctx context.Context, b sent) error {
+	if b.data == nil {
+		return b.err
 	}
-	id := fmt.Sprintf("%s-%d", r.o.Producer, s.first)
 	// Giving up before the window closes keeps a repetition from being stored
 	// as a second batch.
 	ctx, cancel := context.WithTimeout(ctx, DuplicateWindow-time.Minute)
 	defer cancel()
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		err := r.conn.publishBatch(ctx, SubjectEvents(r.o.Service), id, FormatNative, data)
-		if err == nil {
-			return len(data), nil
+	err := b.err
+	if err == nil {
+		patience := time.NewTimer(storePatience)
+		defer patience.Stop()
+		select {
+		case <-b.ack.Ok():
+			return nil
+		case err = <-b.ack.Err():
+		case <-patience.C:
+			err = fmt.Errorf("no answer within %s", storePatience)
+		case <-ctx.Done():
+			return ctx.Err()
 		}
+	}
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		r.o.Log.Warn("bus takes no events; will try again", "in", wait, "error", err)
 		select {
 		case <-ctx.Done():
-			return 0, errors.Join(err, ctx.Err())
+			return errors.Join(err, ctx.Err())
 		case <-time.After(wait):
+		}
+		if err = r.conn.publishBatch(ctx, SubjectEvents(r.o.Service), r.id(b), FormatNative, b.data); err == nil {
+			return nil
 		}
 	}
 }
 
 func (c *Conn) publishBatch(ctx context.Context, subject, id, format string, data []byte) error {
-	attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+	attempt, cancel := context.WithTimeout(ctx, storePatience)
 	defer cancel()
 	_, err := c.js.PublishMsg(attempt, &nats.Msg{
 		Subject: subject, Data: data, Header: nats.Header{HeaderFormat: {format}},

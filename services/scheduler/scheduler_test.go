@@ -237,7 +237,9 @@ func TestCancelAndResume(t *testing.T) {
 	}
 	l.agent("a", schemas.SiteAny, &w)
 	id := l.submit(file("{site: oregon}", "trials: {repeat: 3}\n")).ID
-	l.await(id, "in its second trial", func(r schemas.Run) bool { return r.TrialsDone == 1 && w.begun.Load() == 2 || r.Attempt == 1 && r.TrialsDone == 1 })
+	l.await(id, "in its second trial", func(r schemas.Run) bool {
+		return r.TrialsDone == 1 && w.begun.Load() == 2 || r.Attempt == 1 && r.TrialsDone == 1
+	})
 	for w.begun.Load() < 2 {
 		l.await(id, "there", func(schemas.Run) bool { return true })
 	}

@@ -1,0 +1,21 @@
+// Package services is the list of the lab's services. Adding one is a package
+// and a line here.
+package services
+
+import (
+	"github.com/transferlab/transferlab/bus/node"
+	"github.com/transferlab/transferlab/services/collector"
+	"github.com/transferlab/transferlab/services/gateway"
+	"github.com/transferlab/transferlab/services/s3loader"
+	"github.com/transferlab/transferlab/services/scheduler"
+)
+
+// All returns every service, with its default configuration.
+func All() []node.Service {
+	return []node.Service{
+		collector.Service(),
+		gateway.Service(),
+		s3loader.Service(),
+		scheduler.Service(),
+	}
+}
