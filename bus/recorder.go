@@ -26,8 +26,8 @@ type RecorderOptions struct {
 	Log      *slog.Logger
 }
 
-// Recorder numbers events, gathers them in columnar batches and stores them on
-// the bus. It holds a bounded number of batches: when the bus is slow or full,
+// Recorder gathers events in columnar batches, numbers them batch by batch and
+// stores them on the bus. It holds a bounded number of batches: when the bus is slow or full,
 // Record blocks, which its caller's lag shows. Safe for concurrent use.
 type Recorder struct {
 	conn *Conn
@@ -173,6 +173,7 @@ func (r *Recorder) tick() {
 func (r *Recorder) send() {
 	defer close(r.sent)
 	for s := range r.sealed {
+		s.block.Group()
 		data, err := s.block.Encode()
 		b := sent{sealed: s, data: data, err: err}
 		if err == nil {

@@ -81,7 +81,8 @@ const (
 	// BucketAgents: who is there, each entry renewed by its agent and gone
 	// after [AgentTTL].
 	BucketAgents = "AGENTS"
-	// BucketCollector: how far the collector is. Written by the collector.
+	// BucketCollector: how far the collector is. Written by the collector, read
+	// by the gateway.
 	BucketCollector = "COLLECTOR"
 	// BucketSchedules: recurring experiments. Written by the scheduler.
 	BucketSchedules = "RECURRING"
@@ -207,6 +208,7 @@ func Permissions(role string) Allow {
 	case RoleGateway:
 		return Allow{
 			Publish: join(common, read(bucket(BucketRuns)), read(bucket(BucketTrials)), read(bucket(BucketAgents)), read(bucket(BucketSchedules)),
+				read(bucket(BucketCollector)),
 				[]string{
 					SubjectSubmit, SubjectCancel, SubjectResume, SubjectSchedule, SubjectClock,
 					"$JS.API.STREAM.INFO.>", "$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES",
