@@ -1,0 +1,204 @@
+package collector
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/transferlab/transferlab/bus"
+	"github.com/transferlab/transferlab/schemas"
+)
+
+// publishAll sends events of one producer as one batch, numbered from first.
+func (r *rig) publishAll(producer string, first uint64, events ...schemas.Event) {
+	r.t.Helper()
+	b := schemas.NewBlock(r.producer(producer))
+	for i := range events {
+		if err := events[i].Validate(); err != nil {
+			r.t.Fatal(err)
+		}
+		b.Append(&events[i], first+uint64(i))
+	}
+	data, err := b.Encode()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.publish(bus.FormatNative, data)
+}
+
+// text is the answer to a query whose every column is a string, `|` between
+// columns and a line for each row.
+func (r *rig) text(query string, args ...any) string {
+	r.t.Helper()
+	rows, err := r.db.Query(r.t.Context(), query, args...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	var out string
+	for rows.Next() {
+		cells := make([]string, len(rows.Columns()))
+		into := make([]any, len(cells))
+		for i := range cells {
+			into[i] = &cells[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			r.t.Fatal(err)
+		}
+		for i, c := range cells {
+			if i > 0 {
+				out += "|"
+			}
+			out += c
+		}
+		out += "\n"
+	}
+	if err := rows.Err(); err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+func equal(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s:\n%s\nwant:\n%s", what, got, want)
+	}
+}
+
+func TestViews(t *testing.T) {
+	r := newRig(t)
+	r.start(r.testConfig(), nil)
+	run := uuid.Must(uuid.NewV7())
+	at := func(s string) time.Time {
+		moment, err := time.Parse("15:04:05.000", s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return moment.AddDate(2026, 2, 0)
+	}
+	request := func(attempt uint16, ts, bucket, op string, duration time.Duration, status string) schemas.Event {
+		return schemas.Event{
+			Intended: at(ts), Run: run, Trial: 7, Attempt: attempt, Workload: "s3", Service: "s3-loader", Site: "oregon", Agent: "oregon-1",
+			Kind: schemas.KindRequest, Wait: 3 * time.Microsecond, FirstByte: time.Millisecond, Duration: duration, Bytes: 1000, Status: status,
+			Attrs: []schemas.Attr{
+				{Key: "client", Value: "2"}, {Key: "bucket", Value: bucket}, {Key: "object", Value: "transferlab/1MB/000001.bin"}, {Key: "op", Value: op},
+				{Key: "size", Value: "1MB"}, {Key: "instance_type", Value: "t3.small"}, {Key: "http_status", Value: "200"}, {Key: "retries", Value: "1"},
+				{Key: "dns_ns", Value: "11"}, {Key: "connect_ns", Value: "12"}, {Key: "tls_ns", Value: "13"}, {Key: "conn", Value: "new"}, {Key: "parts", Value: "4"},
+			},
+		}
+	}
+	r.publishAll("agent", 1,
+		request(1, "10:00:30.000", "one", "get", 10*time.Millisecond, "ok"),
+		request(2, "10:00:59.999", "one", "get", 10*time.Millisecond, "ok"),
+		request(2, "10:01:01.000", "two", "put", 30*time.Millisecond, "timeout"),
+		request(2, "10:03:00.000", "one", "get", 20*time.Millisecond, "ok"),
+		schemas.Event{
+			Intended: at("10:00:00.000"), Run: run, Trial: 7, Attempt: 2, Workload: "s3", Service: "s3-loader", Site: "oregon", Agent: "oregon-1",
+			Kind: schemas.KindTask, Duration: time.Second, Bytes: 4000, Status: "ok", Attrs: []schemas.Attr{
+				{Key: "issued", Value: "4"}, {Key: "recorded", Value: "5"}, {Key: "errors", Value: "1"}, {Key: "lag_p50_ns", Value: "100"}, {Key: "lag_p99_ns", Value: "200"},
+				{Key: "lag_max_ns", Value: "300"}, {Key: "cpu", Value: "0.2500"}, {Key: "clock_offset_ns", Value: "-5"}, {Key: "clock_bound_ns", Value: "50"}, {Key: "clients", Value: "3"},
+			},
+		})
+	trial := func(attempt uint16) schemas.Event {
+		return schemas.Event{
+			Intended: at("10:00:00.000"), Run: run, Trial: 7, Attempt: attempt, Workload: "s3", Service: "scheduler",
+			Kind: schemas.KindTrial, Duration: time.Minute, Bytes: 4000, Status: "ok", Attrs: []schemas.Attr{
+				{Key: "cell", Value: "3"}, {Key: "repeat", Value: "1"}, {Key: "agents", Value: "2"}, {Key: "emulated", Value: "0"},
+				{Key: "cell.size", Value: "1MB"}, {Key: "cell.wait", Value: "2s"},
+			},
+		}
+	}
+	r.publishAll("scheduler", 1, trial(1), trial(2))
+	r.expect("agent", 5)
+	r.expect("scheduler", 2)
+
+	equal(t, "s3_requests", r.text(`
+		SELECT toString(ts), toString(attempt), site, client, bucket, object, operation, size, toString(size_bytes), instance_type, status, toString(http_status),
+			toString(retries), toString(bytes), toString(corrected_ns - duration_ns), toString(dns_ns), toString(connect_ns), toString(tls_ns), toString(reused), toString(parts), toString(final)
+		FROM s3_requests WHERE run = ? ORDER BY ts`, run),
+		"2026-03-01 10:00:30.000000000|1|oregon|2|one|transferlab/1MB/000001.bin|get|1MB|1000000|t3.small|ok|200|1|1000|3000|11|12|13|0|4|0\n"+
+			"2026-03-01 10:00:59.999000000|2|oregon|2|one|transferlab/1MB/000001.bin|get|1MB|1000000|t3.small|ok|200|1|1000|3000|11|12|13|0|4|1\n"+
+			"2026-03-01 10:01:01.000000000|2|oregon|2|two|transferlab/1MB/000001.bin|put|1MB|1000000|t3.small|timeout|200|1|1000|3000|11|12|13|0|4|1\n"+
+			"2026-03-01 10:03:00.000000000|2|oregon|2|one|transferlab/1MB/000001.bin|get|1MB|1000000|t3.small|ok|200|1|1000|3000|11|12|13|0|4|1\n")
+	equal(t, "s3_metrics_1m", r.text(`
+		SELECT toString(ts), bucket, site, toString(BytesDownloaded), toString(BytesUploaded), toString(TotalRequestLatency), toString(TotalRequestLatency_p99), toString(requests), toString(errors)
+		FROM s3_metrics_1m WHERE run = ? ORDER BY bucket, ts`, run),
+		"2026-03-01 10:00:00|one|oregon|2000|0|10|10|2|0\n"+
+			"2026-03-01 10:01:00|one|oregon|0|0|0|0|0|0\n"+
+			"2026-03-01 10:02:00|one|oregon|0|0|0|0|0|0\n"+
+			"2026-03-01 10:03:00|one|oregon|1000|0|20|20|1|0\n"+
+			"2026-03-01 10:00:00|two|oregon|0|0|0|0|0|0\n"+
+			"2026-03-01 10:01:00|two|oregon|0|1000|30|30|1|1\n"+
+			"2026-03-01 10:02:00|two|oregon|0|0|0|0|0|0\n"+
+			"2026-03-01 10:03:00|two|oregon|0|0|0|0|0|0\n")
+	equal(t, "s3_metrics_1s", r.text(`
+		SELECT bucket, toString(count()), toString(min(ts)), toString(max(ts)), toString(uniqExact(ts)), toString(sum(requests)), toString(sum(BytesDownloaded))
+		FROM s3_metrics_1s WHERE run = ? GROUP BY bucket ORDER BY bucket`, run),
+		"one|151|2026-03-01 10:00:30|2026-03-01 10:03:00|151|3|3000\n"+
+			"two|151|2026-03-01 10:00:30|2026-03-01 10:03:00|151|1|0\n")
+	equal(t, "tasks", r.text(`
+		SELECT agent, toString(issued), toString(recorded), toString(errors), toString(lag_p50_ns), toString(lag_p99_ns), toString(lag_max_ns), toString(cpu),
+			toString(clock_offset_ns), toString(clock_bound_ns), toString(clients), toString(final)
+		FROM tasks WHERE run = ?`, run),
+		"oregon-1|4|5|1|100|200|300|0.25|-5|50|3|1\n")
+	equal(t, "trials", r.text(`
+		SELECT toString(trial), toString(attempt), toString(cell), toString(repeat), toString(agents), toString(axes), toString(final)
+		FROM trials WHERE run = ? ORDER BY attempt`, run),
+		"7|1|3|1|2|{'size':'1MB','wait':'2s'}|0\n7|2|3|1|2|{'size':'1MB','wait':'2s'}|1\n")
+}
+
+func TestIntegrityShowsGapAndDuplicate(t *testing.T) {
+	r := newRig(t)
+	r.start(r.testConfig(), nil)
+	r.publishEvents("holed", 1, 100)
+	r.publishEvents("holed", 106, 200)
+	r.publishEvents("holed", 91, 93)
+	r.publishEvents("late", 4, 10)
+	r.publishEvents("whole", 1, 10)
+	r.settled()
+	for producer, want := range map[string]integrity{
+		"holed": {Received: 198, Lost: 5, Duplicated: 3},
+		"late":  {Received: 7, Lost: 3},
+		"whole": {Received: 10},
+	} {
+		if got := r.integrity(producer); got != want {
+			t.Errorf("%s: %+v, want %+v", producer, got, want)
+		}
+	}
+}
+
+func TestTableKeepsInsertTokens(t *testing.T) {
+	r := newRig(t)
+	r.start(r.testConfig(), nil)
+	r.publishEvents("a", 1, 1)
+	r.expect("a", 1)
+	var window uint64
+	row := r.db.QueryRow(t.Context(), `
+		SELECT toUInt64OrZero(extract(engine_full, 'non_replicated_deduplication_window = (\\d+)'))
+		FROM system.tables WHERE database = currentDatabase() AND name = 'events'`)
+	if err := row.Scan(&window); err != nil {
+		t.Fatal(err)
+	}
+	if window < 1000 {
+		t.Errorf("non_replicated_deduplication_window is %d, want at least 1000: repeated inserts would be stored twice", window)
+	}
+	var columns []schemas.Column
+	rows, err := r.db.Query(t.Context(), "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = 'events' ORDER BY position")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var c schemas.Column
+		if err := rows.Scan(&c.Name, &c.Type); err != nil {
+			t.Fatal(err)
+		}
+		columns = append(columns, c)
+	}
+	if got, want := fmt.Sprint(columns), fmt.Sprint(schemas.EventColumns()); got != want {
+		t.Errorf("columns of the table:\n%s\nwant:\n%s", got, want)
+	}
+}
