@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -102,6 +103,23 @@ func (c *cli) open(ctx context.Context, reading bool) (*session, error) {
 	}
 	s.lab = started
 	return s, nil
+}
+
+// up reaches a lab that is there already.
+func (c *cli) up(ctx context.Context) (*session, error) {
+	if c.Server == "" {
+		unlock, err := lockDir(filepath.Join(c.Dir, "lab.lock"))
+		if errors.Is(err, errLabRunning) {
+			return c.running(ctx)
+		}
+		if err == nil {
+			unlock()
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("no lab is up in %s: transferlab up starts one", c.Dir)
+	}
+	return c.connect(ctx)
 }
 
 // running reaches the lab that holds the state directory; it may be just

@@ -60,17 +60,21 @@ func place(s string) (bucket, key string, err error) {
 }
 
 type dataPutCmd struct {
-	Target string       `arg:"" help:"BUCKET/KEY of a file, BUCKET/PREFIX of made objects."`
-	File   string       `help:"File to store; without it objects are made." type:"existingfile"`
-	Size   schemas.Size `help:"Size of made objects." default:"1MB"`
-	Count  int          `help:"How many." default:"1"`
-	Seed   uint64       `help:"Of their content." default:"1"`
+	Target string `arg:"" help:"BUCKET/KEY of a file, BUCKET/PREFIX of made objects."`
+	File   string `help:"File to store; without it objects are made." type:"existingfile"`
+	Size   string `help:"Size of made objects." default:"1MB"`
+	Count  int    `help:"How many." default:"1"`
+	Seed   uint64 `help:"Of their content." default:"1"`
 }
 
 func (d *dataPutCmd) Run(ctx context.Context, c *cli) error {
 	bucket, key, err := place(d.Target)
 	if err != nil {
 		return err
+	}
+	size, err := schemas.ParseSize(d.Size)
+	if err != nil {
+		return usage("--size: %v", err)
 	}
 	if d.Count < 1 || d.Count > schemas.MaxS3Objects {
 		return usage("--count: %d, want 1 to %d", d.Count, schemas.MaxS3Objects)
@@ -82,20 +86,20 @@ func (d *dataPutCmd) Run(ctx context.Context, c *cli) error {
 		if d.File != "" {
 			return d.putFile(ctx, st, bucket, key)
 		}
-		section := schemas.S3{Prefix: key, Size: d.Size}
+		section := schemas.S3{Prefix: key, Size: size}
 		if key != "" && !strings.HasSuffix(key, "/") {
 			section.Prefix += "/"
 		}
-		meter := newMeter(ctx, "making objects", int64(d.Size)*int64(d.Count))
+		meter := newMeter(ctx, "making objects", int64(size)*int64(d.Count))
 		defer meter.end()
 		for i := range d.Count {
 			name := section.Key(i)
-			content := objectstore.NewContent(objectstore.Seed(d.Seed, bucket, name), int64(d.Size))
-			if _, err := st.Put(ctx, bucket, name, meter.reader(content), int64(d.Size), objectstore.PutOptions{}); err != nil {
+			content := objectstore.NewContent(objectstore.Seed(d.Seed, bucket, name), int64(size))
+			if _, err := st.Put(ctx, bucket, name, meter.reader(content), int64(size), objectstore.PutOptions{}); err != nil {
 				return err
 			}
 		}
-		say("made %d objects of %s under %s/%s", d.Count, d.Size, bucket, section.Prefix)
+		say("made %d objects of %s under %s/%s", d.Count, size, bucket, section.Prefix)
 		return nil
 	})
 }

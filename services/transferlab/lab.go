@@ -51,7 +51,7 @@ type labOptions struct {
 	// Reading leaves out what would go on with runs: a command that only looks
 	// at results must not begin a trial that it would then interrupt.
 	Reading bool
-	Log              *slog.Logger
+	Log     *slog.Logger
 	// Say tells the user what is being done.
 	Say func(format string, args ...any)
 }

@@ -86,7 +86,7 @@ func (e *exportCmd) Run(ctx context.Context, c *cli) error {
 type statusCmd struct{}
 
 func (*statusCmd) Run(ctx context.Context, c *cli) error {
-	s, err := c.connect(ctx)
+	s, err := c.up(ctx)
 	if err != nil {
 		return err
 	}
@@ -148,14 +148,11 @@ func (r *scheduleSetCmd) Run(ctx context.Context, c *cli) error {
 	if err != nil {
 		return err
 	}
-	s, err := c.connect(ctx)
+	s, err := c.up(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	if s.lab != nil {
-		return usage("no lab is up that would run it: transferlab up starts one")
-	}
 	q := schemas.Recurring{Name: r.Name, Cron: r.Cron, Zone: r.Zone, File: string(data), Seed: r.Seed}
 	if _, err := s.PutSchedule(ctx, q); err != nil {
 		return err
