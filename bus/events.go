@@ -7,7 +7,11 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/klauspost/compress/s2"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/transferlab/transferlab/schemas"
 )
 
 // Formats of a batch of events, named in [HeaderFormat]: ClickHouse input
@@ -17,13 +21,47 @@ const (
 	FormatJSON   = "JSONEachRow" // one JSON object a line, column names as keys
 )
 
+// HeaderEncoding says how the bytes of a batch are compressed: [EncodingS2], or
+// not at all if it is not there.
+const HeaderEncoding = "Transferlab-Encoding"
+
+// EncodingS2 is one block of S2, which Snappy's block format is a part of: what
+// a producer writes with any Snappy library is read too. Batches shrink to a
+// quarter, and so does what producing them costs the network and the disk.
+const EncodingS2 = "s2"
+
 // EventBatch is one message of the event stream.
 type EventBatch struct {
-	Seq    uint64 // position in the stream
-	Format string
-	Data   []byte
-	Stored time.Time // when the bus took it
-	Header map[string][]string
+	Seq      uint64 // position in the stream
+	Format   string
+	Encoding string
+	Data     []byte    // as it was sent: see Content
+	Stored   time.Time // when the bus took it
+	Header   map[string][]string
+}
+
+// Content is the batch in its format, uncompressed. It fails on what cannot be
+// read, and on what would be larger than schemas.MaxBatchBytes before any memory
+// is spent on it.
+func (b *EventBatch) Content() ([]byte, error) {
+	switch b.Encoding {
+	case "":
+		return b.Data, nil
+	case EncodingS2:
+		size, err := s2.DecodedLen(b.Data)
+		if err != nil {
+			return nil, fmt.Errorf("header %s: %s: %w", HeaderEncoding, EncodingS2, err)
+		}
+		if size > schemas.MaxBatchBytes {
+			return nil, fmt.Errorf("batch of %d bytes, at most %d are allowed", size, schemas.MaxBatchBytes)
+		}
+		data, err := s2.Decode(make([]byte, size), b.Data)
+		if err != nil {
+			return nil, fmt.Errorf("header %s: %s: %w", HeaderEncoding, EncodingS2, err)
+		}
+		return data, nil
+	}
+	return nil, fmt.Errorf("header %s: %.64q, want %s or none", HeaderEncoding, b.Encoding, EncodingS2)
 }
 
 // EventStreamState says what the event stream holds.
@@ -73,7 +111,11 @@ func (c *Conn) EventAt(ctx context.Context, seq uint64) (EventBatch, error) {
 	if err != nil {
 		return EventBatch{}, fmt.Errorf("read %s at %d: %w", StreamEvents, seq, err)
 	}
-	return EventBatch{Seq: m.Sequence, Format: m.Header.Get(HeaderFormat), Data: m.Data, Stored: m.Time, Header: m.Header}, nil
+	return eventBatch(m.Sequence, m.Time, m.Header, m.Data), nil
+}
+
+func eventBatch(seq uint64, stored time.Time, h nats.Header, data []byte) EventBatch {
+	return EventBatch{Seq: seq, Format: h.Get(HeaderFormat), Encoding: h.Get(HeaderEncoding), Data: data, Stored: stored, Header: h}
 }
 
 // ReadEvents reads the event stream in order from a position, without gaps and
@@ -105,10 +147,7 @@ func (c *Conn) ReadEvents(ctx context.Context, from uint64, handle func(EventBat
 		if err != nil {
 			return fmt.Errorf("read stream %s: %w", StreamEvents, err)
 		}
-		b := EventBatch{
-			Seq: meta.Sequence.Stream, Format: m.Headers().Get(HeaderFormat), Data: m.Data(), Stored: meta.Timestamp, Header: m.Headers(),
-		}
-		if err := handle(b); err != nil {
+		if err := handle(eventBatch(meta.Sequence.Stream, meta.Timestamp, m.Headers(), m.Data())); err != nil {
 			return err
 		}
 	}
@@ -117,7 +156,8 @@ func (c *Conn) ReadEvents(ctx context.Context, from uint64, handle func(EventBat
 // PublishBatch stores an encoded batch of events; id makes a repetition within
 // [DuplicateWindow] harmless.
 func (c *Conn) PublishBatch(ctx context.Context, service, id, format string, data []byte) error {
-	if err := c.publishBatch(ctx, SubjectEvents(service), id, format, data); err != nil {
+	header := nats.Header{HeaderFormat: {format}}
+	if err := c.publishBatch(ctx, SubjectEvents(service), id, header, data); err != nil {
 		return fmt.Errorf("publish events of %s: %w", service, err)
 	}
 	return nil
@@ -130,8 +170,9 @@ type DeadLetter struct {
 	Reason string
 	Stream string // where it came from
 	From   uint64 // its position there
-	Format string // of a batch of events, else empty
-	Data   []byte
+	// Format and Encoding of a batch of events, else empty.
+	Format, Encoding string
+	Data             []byte
 }
 
 // DeadLetters calls handle for everything the dead-letter stream holds at the
@@ -153,7 +194,7 @@ func (c *Conn) DeadLetters(ctx context.Context, handle func(DeadLetter) error) e
 		from, _ := strconv.ParseUint(m.Header.Get(HeaderSeq), 10, 64)
 		letter := DeadLetter{
 			Seq: seq, Buried: m.Time, Reason: m.Header.Get(HeaderReason), Stream: m.Header.Get(HeaderStream), From: from,
-			Format: m.Header.Get(HeaderFormat), Data: m.Data,
+			Format: m.Header.Get(HeaderFormat), Encoding: m.Header.Get(HeaderEncoding), Data: m.Data,
 		}
 		if err := handle(letter); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -63,7 +65,7 @@ type sealed struct {
 	first uint64
 }
 
-// sent is a batch on its way; data stays valid until its block is used again.
+// sent is a batch on its way.
 type sent struct {
 	sealed
 	data []byte
@@ -75,7 +77,7 @@ type sent struct {
 type RecorderStats struct {
 	Recorded     uint64 // events taken, which is also the last number given
 	Acknowledged uint64 // events the bus has stored
-	Bytes        uint64 // encoded bytes stored
+	Bytes        uint64 // encoded and compressed bytes stored
 }
 
 // NewRecorder starts a recorder. Close it to get the last events out.
@@ -172,10 +174,15 @@ func (r *Recorder) tick() {
 // producer that is killed leaves a beginning of its events, without gaps.
 func (r *Recorder) send() {
 	defer close(r.sent)
+	var scratch []byte
 	for s := range r.sealed {
 		s.block.Group()
 		data, err := s.block.Encode()
-		b := sent{sealed: s, data: data, err: err}
+		b := sent{sealed: s, err: err}
+		if err == nil {
+			scratch = s2.Encode(scratch[:cap(scratch)], data)
+			b.data = bytes.Clone(scratch)
+		}
 		if err == nil {
 			b.ack, b.err = r.conn.js.PublishMsgAsync(r.message(b), jetstream.WithMsgID(r.id(b)))
 		}
@@ -186,7 +193,11 @@ func (r *Recorder) send() {
 func (r *Recorder) id(b sent) string { return fmt.Sprintf("%s-%d", r.o.Producer, b.first) }
 
 func (r *Recorder) message(b sent) *nats.Msg {
-	return &nats.Msg{Subject: SubjectEvents(r.o.Service), Data: b.data, Header: nats.Header{HeaderFormat: {FormatNative}}}
+	return &nats.Msg{Subject: SubjectEvents(r.o.Service), Data: b.data, Header: recorderHeader()}
+}
+
+func recorderHeader() nats.Header {
+	return nats.Header{HeaderFormat: {FormatNative}, HeaderEncoding: {EncodingS2}}
 }
 
 // settle waits for the bus's word on each batch and sees to those it did not
@@ -243,18 +254,16 @@ func (r *Recorder) stored(ctx context.Context, b sent) error {
 			return errors.Join(err, ctx.Err())
 		case <-time.After(wait):
 		}
-		if err = r.conn.publishBatch(ctx, SubjectEvents(r.o.Service), r.id(b), FormatNative, b.data); err == nil {
+		if err = r.conn.publishBatch(ctx, SubjectEvents(r.o.Service), r.id(b), recorderHeader(), b.data); err == nil {
 			return nil
 		}
 	}
 }
 
-func (c *Conn) publishBatch(ctx context.Context, subject, id, format string, data []byte) error {
+func (c *Conn) publishBatch(ctx context.Context, subject, id string, header nats.Header, data []byte) error {
 	attempt, cancel := context.WithTimeout(ctx, storePatience)
 	defer cancel()
-	_, err := c.js.PublishMsg(attempt, &nats.Msg{
-		Subject: subject, Data: data, Header: nats.Header{HeaderFormat: {format}},
-	}, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
+	_, err := c.js.PublishMsg(attempt, &nats.Msg{Subject: subject, Data: data, Header: header}, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
 	return err
 }
 

@@ -59,13 +59,16 @@ type Block struct {
 	rows   []blockRow
 	groups []blockGroup
 	scopes []scope
-	last   int    // scope of the last row
-	attrs  []byte // the groups' attributes: count, then key and value of each
-	keys   []string
-	errors []byte // the rows' error texts, one after the other, if not empty
-	size   int    // bytes of attributes and errors when encoded
+	last   int      // scope of the last row
+	attrs  []byte   // the groups' scopes, keys and values, one group after the other
+	keys   []string // of attributes
+	errors []byte   // the rows' error texts, one after the other, if not empty
+	size   int      // bytes of attributes and errors when encoded
 
-	index   groupIndex
+	index      groupIndex
+	scopeIndex map[scope]int
+	keyIndex   map[string]uint32
+
 	order   []uint32 // rows in the order of encoding
 	moments []moment
 	buf     []byte
@@ -99,7 +102,10 @@ type scope struct {
 
 // NewBlock returns an empty block of events of one producer.
 func NewBlock(producer string) *Block {
-	return &Block{producer: producer, index: groupIndex{seed: maphash.MakeSeed()}}
+	return &Block{
+		producer: producer, index: groupIndex{seed: maphash.MakeSeed()},
+		scopeIndex: map[scope]int{}, keyIndex: map[string]uint32{},
+	}
 }
 
 // Rows is how many events the block holds.
@@ -168,17 +174,16 @@ func (b *Block) scope(e *Event) int {
 	if b.last < len(b.scopes) && b.scopes[b.last].matches(e) {
 		return b.last
 	}
-	for i := range b.scopes {
-		if b.scopes[i].matches(e) {
-			b.last = i
-			return i
-		}
-	}
-	b.last = len(b.scopes)
-	b.scopes = append(b.scopes, scope{
+	now := scope{
 		run: e.Run, trial: e.Trial, attempt: e.Attempt,
 		workload: e.Workload, service: e.Service, site: e.Site, agent: e.Agent, kind: e.Kind, status: e.Status,
-	})
+	}
+	known := false
+	if b.last, known = b.scopeIndex[now]; !known {
+		b.last = len(b.scopes)
+		b.scopes = append(b.scopes, now)
+		b.scopeIndex[now] = b.last
+	}
 	return b.last
 }
 
@@ -193,13 +198,13 @@ func (b *Block) key(i int, name string) uint32 {
 	if i < len(b.keys) && b.keys[i] == name {
 		return uint32(i)
 	}
-	for j, k := range b.keys {
-		if k == name {
-			return uint32(j)
-		}
+	k, known := b.keyIndex[name]
+	if !known {
+		k = uint32(len(b.keys))
+		b.keys = append(b.keys, name)
+		b.keyIndex[name] = k
 	}
-	b.keys = append(b.keys, name)
-	return uint32(len(b.keys) - 1)
+	return k
 }
 
 // Group reorders the events so that those with the same attributes stand
@@ -372,14 +377,16 @@ func (b *Block) numbers(value func(*blockRow) uint64) {
 func (b *Block) dictionary(value func(*scope) string) {
 	b.words = b.words[:0]
 	keys := make([]uint32, len(b.scopes))
+	known := map[string]uint32{}
 	for i := range b.scopes {
 		v := value(&b.scopes[i])
-		k := slices.Index(b.words, v)
-		if k < 0 {
-			k = len(b.words)
+		k, seen := known[v]
+		if !seen {
+			k = uint32(len(b.words))
 			b.words = append(b.words, v)
+			known[v] = k
 		}
-		keys[i] = uint32(k)
+		keys[i] = k
 	}
 	b.buf = binary.LittleEndian.AppendUint64(b.buf, dictionaryVersion)
 	width := b.dictionaryHeader(b.words, len(b.rows))
@@ -450,6 +457,8 @@ func (b *Block) attributes() {
 func (b *Block) Reset() {
 	clear(b.scopes)
 	clear(b.keys)
+	clear(b.scopeIndex)
+	clear(b.keyIndex)
 	b.rows, b.groups, b.scopes, b.attrs = b.rows[:0], b.groups[:0], b.scopes[:0], b.attrs[:0]
 	b.keys, b.errors, b.order = b.keys[:0], b.errors[:0], b.order[:0]
 	b.last, b.size = 0, 0

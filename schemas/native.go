@@ -5,20 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"time"
 )
-
-// MaxBatchSpan is how far apart the events of one batch may be.
-const MaxBatchSpan = 366 * 24 * time.Hour
 
 // BatchInfo says what a batch holds, without its rows having been copied.
 type BatchInfo struct {
 	Rows     int
+	Bytes    int    // of the batch
 	Producer string // the one producer of all rows
 	FirstSeq uint64
 	LastSeq  uint64
-	// Earliest and Latest are the bounds of the column ts.
-	Earliest, Latest time.Time
 	// Columns are the byte ranges of the column data (after name and type),
 	// in the order of [EventColumns]; they alias the batch.
 	Columns [][]byte
@@ -47,7 +42,7 @@ func InspectBatch(data []byte) (BatchInfo, error) {
 		return info, fmt.Errorf("batch header: %w", w.err)
 	}
 	rows := int(rows64)
-	info.Rows = rows
+	info.Rows, info.Bytes = rows, len(data)
 	for _, c := range columns {
 		name, typ := w.str(), w.str()
 		if w.err != nil {
@@ -59,7 +54,12 @@ func InspectBatch(data []byte) (BatchInfo, error) {
 		start := w.pos
 		switch c.Type {
 		case "DateTime64(9, 'UTC')":
-			info.Earliest, info.Latest = w.times(w.next(8 * rows))
+			for ts := w.next(8 * rows); len(ts) > 0; ts = ts[8:] {
+				if int64(binary.LittleEndian.Uint64(ts)) < 0 {
+					w.fail("a time before 1970")
+					break
+				}
+			}
 		case "UUID":
 			w.next(16 * rows)
 		case "UInt32":
@@ -185,28 +185,6 @@ func (w *walker) strings(n, limit int) {
 		return
 	}
 	w.pos = pos
-}
-
-// times checks that the times are near each other: the table is partitioned by
-// month, and a batch that touches hundreds of months could not be stored at all.
-func (w *walker) times(column []byte) (earliest, latest time.Time) {
-	low, high := uint64(math.MaxUint64), uint64(0)
-	for ; len(column) >= 8; column = column[8:] {
-		ts := binary.LittleEndian.Uint64(column)
-		low, high = min(low, ts), max(high, ts)
-	}
-	if w.err != nil {
-		return time.Time{}, time.Time{}
-	}
-	if high > math.MaxInt64 {
-		w.fail("a time before 1970")
-		return time.Time{}, time.Time{}
-	}
-	earliest, latest = time.Unix(0, int64(low)).UTC(), time.Unix(0, int64(high)).UTC()
-	if latest.Sub(earliest) > MaxBatchSpan {
-		w.fail("times from %s to %s, at most %s apart are allowed", earliest.Format(time.RFC3339), latest.Format(time.RFC3339), MaxBatchSpan)
-	}
-	return earliest, latest
 }
 
 // sequence checks that the numbers rise by one.

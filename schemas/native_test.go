@@ -45,7 +45,8 @@ func decode(data []byte) (rows []row, err error) {
 		attrs                                        = proto.NewMap[string, string](dict(), new(proto.ColStr))
 	)
 	columns := []proto.Column{
-		as{&ts, "DateTime64(9, 'UTC')"}, &run, &trial, &attempt, workload, service, site, agent, kind,
+		as{&ts, "DateTime64(9, 'UTC')"},
+		&run, &trial, &attempt, workload, service, site, agent, kind,
 		&wait, &first, &duration, &size, status, &text, attrs, producer, &seq,
 	}
 	results := make(proto.Results, len(columns))
@@ -72,7 +73,9 @@ func decode(data []byte) (rows []row, err error) {
 	return rows, nil
 }
 
-func dict() *proto.ColLowCardinality[string] { return proto.NewLowCardinality[string](new(proto.ColStr)) }
+func dict() *proto.ColLowCardinality[string] {
+	return proto.NewLowCardinality[string](new(proto.ColStr))
+}
 
 // as is a column under another type of the same bytes.
 type as struct {
@@ -158,10 +161,7 @@ func TestBlockIsWhatOthersRead(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%d events of variety %d: %v", n, variety, err)
 			}
-			earliest := slices.MinFunc(events, func(x, y schemas.Event) int { return x.Intended.Compare(y.Intended) })
-			latest := slices.MaxFunc(events, func(x, y schemas.Event) int { return x.Intended.Compare(y.Intended) })
-			if info.Rows != n || info.Producer != "agent/1" || info.FirstSeq != first || info.LastSeq != first+uint64(n)-1 ||
-				!info.Earliest.Equal(earliest.Intended) || !info.Latest.Equal(latest.Intended) {
+			if info.Rows != n || info.Producer != "agent/1" || info.FirstSeq != first || info.LastSeq != first+uint64(n)-1 || info.Bytes != len(data) {
 				t.Errorf("inspection of %d events from %d says %+v", n, first, info)
 			}
 		}
@@ -264,7 +264,6 @@ func TestInspectBatchNamesTheFault(t *testing.T) {
 		{"from 0", encode(t, "p", 0, false, event(func(*schemas.Event) {})), "column seq: first number 0"},
 		{"no producer", encode(t, "", 1, false, event(func(*schemas.Event) {})), "column producer: no producer"},
 		{"before 1970", encode(t, "p", 1, false, event(func(e *schemas.Event) { e.Intended = time.Unix(-1, 0) })), "column ts: a time before 1970"},
-		{"two years", encode(t, "p", 1, false, event(func(*schemas.Event) {}), event(func(e *schemas.Event) { e.Intended = e.Intended.AddDate(2, 0, 0) })), "column ts: times from 2023-11-14T22:13:20Z to 2025-11-14T22:13:20Z"},
 		{"a long word", encode(t, "p", 1, false, event(func(e *schemas.Event) { e.Site = strings.Repeat("x", 257) })), "column site: a string of 257 bytes, at most 256"},
 		{"a long text", encode(t, "p", 1, false, event(func(e *schemas.Event) { e.Error = strings.Repeat("x", 4097) })), "column error: a string of 4097 bytes"},
 		{"a long attribute", encode(t, "p", 1, false, event(func(e *schemas.Event) { e.Attrs = []schemas.Attr{{Key: "k", Value: strings.Repeat("x", 4097)}} })), "column attrs: a string of 4097 bytes"},
@@ -324,9 +323,6 @@ func FuzzInspectBatch(f *testing.F) {
 		for i, r := range rows {
 			if r.Producer != info.Producer || r.Seq != info.FirstSeq+uint64(i) {
 				t.Fatalf("row %d is %s/%d, inspection says %s from %d", i, r.Producer, r.Seq, info.Producer, info.FirstSeq)
-			}
-			if r.Event.Intended.Before(info.Earliest) || r.Event.Intended.After(info.Latest) {
-				t.Fatalf("row %d is at %s, inspection says %s to %s", i, r.Event.Intended, info.Earliest, info.Latest)
 			}
 		}
 	})

@@ -10,6 +10,7 @@
 -- than the attributes themselves.
 -- non_replicated_deduplication_window: how many inserts the table remembers by
 -- their token. Without it a repeated insert would be stored twice.
+-- No partitions: an insert is one part, there as a whole or not at all.
 CREATE TABLE IF NOT EXISTS events
 (
     ts            DateTime64(9, 'UTC')   CODEC(Delta, T64('bit'), ZSTD(1)),
@@ -30,10 +31,10 @@ CREATE TABLE IF NOT EXISTS events
     attrs         Map(LowCardinality(String), String) CODEC(ZSTD(3)),
     producer      LowCardinality(String) CODEC(ZSTD(1)),
     seq           UInt64                 CODEC(DoubleDelta, ZSTD(1)),
-    INDEX kinds kind TYPE set(16) GRANULARITY 4
+    INDEX kinds kind TYPE set(16) GRANULARITY 4,
+    INDEX times ts TYPE minmax GRANULARITY 1
 )
 ENGINE = MergeTree
-PARTITION BY toYYYYMM(ts)
 ORDER BY (run, trial, producer, seq)
 SETTINGS
     non_replicated_deduplication_window = 10000,
