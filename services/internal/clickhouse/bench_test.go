@@ -1,9 +1,11 @@
 package clickhouse_test
 
 import (
-	"crypto/rand"
 	"fmt"
-	mathrand "math/rand/v2"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,17 +30,16 @@ const eventsTable = `CREATE TABLE %s (
 func eventsBlock(tb testing.TB, rows int, seq uint64) []byte {
 	tb.Helper()
 	var (
-		ts                                                          = new(proto.ColDateTime64).WithPrecision(9).WithLocation(time.UTC)
-		run                                                         proto.ColUUID
-		trial                                                       proto.ColUInt32
-		wait, first, duration, size, number                         proto.ColUInt64
-		text                                                        proto.ColStr
-		workload, service, site, agent, kind, status, producer      = lc(), lc(), lc(), lc(), lc(), lc(), lc()
-		attrs                                                       = proto.NewMap[string, string](lc(), new(proto.ColStr))
-		id                                                          = uuid.MustParse("0190c2d4-0000-7000-8000-000000000001")
-		start                                                       = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
-		random                                                      = mathrand.New(mathrand.NewPCG(1, seq))
-		_                                                           = rand.Text
+		ts                                                     = new(proto.ColDateTime64).WithPrecision(9).WithLocation(time.UTC)
+		run                                                    proto.ColUUID
+		trial                                                  proto.ColUInt32
+		wait, first, duration, size, number                    proto.ColUInt64
+		text                                                   proto.ColStr
+		workload, service, site, agent, kind, status, producer = lc(), lc(), lc(), lc(), lc(), lc(), lc()
+		attrs                                                  = proto.NewMap[string, string](lc(), new(proto.ColStr))
+		id                                                     = uuid.MustParse("0190c2d4-0000-7000-8000-000000000001")
+		start                                                  = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+		random                                                 = rand.New(rand.NewPCG(1, seq))
 	)
 	for i := range rows {
 		n := seq + uint64(i)
@@ -63,11 +64,23 @@ func eventsBlock(tb testing.TB, rows int, seq uint64) []byte {
 		number.Append(n)
 	}
 	input := proto.Input{
-		{Name: "ts", Data: ts}, {Name: "run", Data: &run}, {Name: "trial", Data: &trial},
-		{Name: "workload", Data: workload}, {Name: "service", Data: service}, {Name: "site", Data: site}, {Name: "agent", Data: agent}, {Name: "kind", Data: kind},
-		{Name: "wait_ns", Data: &wait}, {Name: "first_byte_ns", Data: &first}, {Name: "duration_ns", Data: &duration},
-		{Name: "bytes", Data: &size}, {Name: "status", Data: status}, {Name: "error", Data: &text},
-		{Name: "attrs", Data: attrs}, {Name: "producer", Data: producer}, {Name: "seq", Data: &number},
+		{Name: "ts", Data: ts},
+		{Name: "run", Data: &run},
+		{Name: "trial", Data: &trial},
+		{Name: "workload", Data: workload},
+		{Name: "service", Data: service},
+		{Name: "site", Data: site},
+		{Name: "agent", Data: agent},
+		{Name: "kind", Data: kind},
+		{Name: "wait_ns", Data: &wait},
+		{Name: "first_byte_ns", Data: &first},
+		{Name: "duration_ns", Data: &duration},
+		{Name: "bytes", Data: &size},
+		{Name: "status", Data: status},
+		{Name: "error", Data: &text},
+		{Name: "attrs", Data: attrs},
+		{Name: "producer", Data: producer},
+		{Name: "seq", Data: &number},
 	}
 	var buf proto.Buffer
 	if err := (proto.Block{Columns: len(input), Rows: rows}).EncodeRawBlock(&buf, 0, input); err != nil {
@@ -105,13 +118,16 @@ func BenchmarkInsert(b *testing.B) {
 				}
 				b.SetBytes(bytes)
 				n := 0
+				before := cpuSeconds(b, server.PID())
 				for b.Loop() {
 					n++
 					if err := in.Insert(b.Context(), table, fmt.Sprint(b.N, "-", n), blocks); err != nil {
 						b.Fatal(err)
 					}
 				}
-				b.ReportMetric(float64(n*rows*batches)/b.Elapsed().Seconds(), "rows/s")
+				million := float64(n*rows*batches) / 1e6
+				b.ReportMetric(million*1e6/b.Elapsed().Seconds(), "rows/s")
+				b.ReportMetric((cpuSeconds(b, server.PID())-before)/million, "engine-cpu-s/Mrow")
 			})
 		}
 	}
@@ -126,3 +142,22 @@ func withoutHTTP(dsn string) string {
 	return dsn
 }
 
+// cpuSeconds is what the process has used so far.
+func cpuSeconds(tb testing.TB, pid int) float64 {
+	tb.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(raw), ") ")
+	fields := strings.Fields(after)
+	var ticks float64
+	for _, f := range fields[11:13] {
+		n, err := strconv.ParseFloat(f, 64)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		ticks += n
+	}
+	return ticks / 100
+}

@@ -112,6 +112,9 @@ func ParseDSN(dsn string) (DSN, error) {
 		d.HTTPURL, d.httpGiven = h.Scheme+"://"+h.Host, true
 	}
 	query.Del("http_url")
+	if d.TLS {
+		query.Set("secure", "true")
+	}
 
 	canonical := *u
 	canonical.Host = d.Addr

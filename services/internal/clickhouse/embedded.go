@@ -29,7 +29,10 @@ type Options struct {
 	Dir string
 	// Library is the path EnsureLibrary returned.
 	Library string
-	// TCPPort (native protocol) and HTTPPort on 127.0.0.1; 0 means any free one.
+	// Host is the IP address to listen on, and with it who may connect: 127.0.0.1
+	// (the default) is for this machine only, 0.0.0.0 for whoever has a password.
+	Host string
+	// TCPPort (native protocol) and HTTPPort on Host; 0 means any free one.
 	TCPPort, HTTPPort int
 	// Credentials of the two users.
 	Credentials Credentials
@@ -67,6 +70,13 @@ func (o *Options) setDefaults() error {
 			return fmt.Errorf("find the running binary: %w", err)
 		}
 		o.Executable = exe
+		if runtime.GOOS == "linux" {
+			// Still this program after its file was replaced by a newer one.
+			o.Executable = "/proc/self/exe"
+		}
+	}
+	if o.Host == "" {
+		o.Host = "127.0.0.1"
 	}
 	if o.Reader == (ReaderLimits{}) {
 		o.Reader = DefaultReaderLimits()
@@ -102,6 +112,9 @@ func (o Options) Validate() error {
 	if o.Library == "" {
 		errs = append(errs, errors.New("no path of the ClickHouse engine library"))
 	}
+	if net.ParseIP(o.Host) == nil {
+		errs = append(errs, fmt.Errorf("address %q of ClickHouse: an IP address is needed, such as 127.0.0.1 or 0.0.0.0", o.Host))
+	}
 	for name, port := range map[string]int{"native": o.TCPPort, "HTTP": o.HTTPPort} {
 		if port < 0 || port > 65535 {
 			errs = append(errs, fmt.Errorf("%s port %d of ClickHouse: allowed are 0 (any free) to 65535", name, port))
@@ -114,6 +127,20 @@ func (o Options) Validate() error {
 		errs = append(errs, fmt.Errorf("memory limit of ClickHouse is %d bytes: at least %d, or 0 for half of the machine's", o.MemoryLimit, 256<<20))
 	}
 	return errors.Join(append(errs, o.Credentials.Validate())...)
+}
+
+// addr is where a client on this machine finds port.
+func (o Options) addr(port int) string {
+	host := o.Host
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
 }
 
 // PortTakenError says that a port the engine was told to listen on is in use.
@@ -184,11 +211,13 @@ func Start(ctx context.Context, opt Options) (*Server, error) {
 	return s, nil
 }
 
-// TCPAddr is host:port of the native protocol. It stays the same over restarts.
-func (s *Server) TCPAddr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.tcpPort)) }
+// TCPAddr is host:port of the native protocol, for clients on this machine. It
+// stays the same over restarts.
+func (s *Server) TCPAddr() string { return s.opt.addr(s.tcpPort) }
 
-// HTTPAddr is host:port of the HTTP interface. It stays the same over restarts.
-func (s *Server) HTTPAddr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.httpPort)) }
+// HTTPAddr is host:port of the HTTP interface, for clients on this machine. It
+// stays the same over restarts.
+func (s *Server) HTTPAddr() string { return s.opt.addr(s.httpPort) }
 
 // Version is the engine's version, such as 26.7.2.1.
 func (s *Server) Version() string { return s.version }
@@ -317,7 +346,7 @@ func (s *Server) launch(ctx context.Context, tcpPort, httpPort int) (*process, e
 		return nil, err
 	}
 	defer func() { _ = report.Close() }()
-	if err := p.ready(ctx, report); err != nil {
+	if err := p.ready(ctx, report, s.opt.addr); err != nil {
 		if errors.Is(err, context.Cause(ctx)) {
 			err = fmt.Errorf("%w%s", err, p.tail.suffix())
 		}
@@ -334,7 +363,7 @@ func (s *Server) launch(ctx context.Context, tcpPort, httpPort int) (*process, e
 }
 
 func (s *Server) spawn(tcpPort, httpPort int) (*process, *os.File, error) {
-	args := hostArgs{library: s.opt.Library, dir: s.opt.Dir, tcpPort: tcpPort, httpPort: httpPort}
+	args := hostArgs{library: s.opt.Library, dir: s.opt.Dir, host: s.opt.Host, tcpPort: tcpPort, httpPort: httpPort}
 	cmd := exec.Command(s.opt.Executable, args.list()...)
 	cmd.Args[0] = "transferlab"
 	cmd.Env = append(engineEnv(), s.opt.Env...)
@@ -382,7 +411,7 @@ func (s *Server) spawn(tcpPort, httpPort int) (*process, *os.File, error) {
 // users can read what it is given, and ours may hold credentials.
 func engineEnv() []string {
 	var env []string
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "GOCOVERDIR"} {
+	for _, name := range []string{"PATH", "HOME", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH"} {
 		if value, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+value)
 		}
@@ -391,7 +420,7 @@ func engineEnv() []string {
 }
 
 // ready reads the ports the engine reports and then asks it over HTTP.
-func (p *process) ready(ctx context.Context, report *os.File) error {
+func (p *process) ready(ctx context.Context, report *os.File, addr func(port int) string) error {
 	line := make(chan string, 1)
 	go func() {
 		text, _ := bufio.NewReader(io.LimitReader(report, 4096)).ReadString('\n')
@@ -426,13 +455,12 @@ func (p *process) ready(ctx context.Context, report *os.File) error {
 		return fmt.Errorf("read the HTTP port: %w", err)
 	}
 	p.version = fields[2]
-	return p.ping(ctx)
+	return p.ping(ctx, "http://"+addr(p.httpPort)+"/ping")
 }
 
-func (p *process) ping(ctx context.Context) error {
+func (p *process) ping(ctx context.Context, target string) error {
 	transport := &http.Transport{DisableKeepAlives: true}
 	client := &http.Client{Transport: transport, Timeout: 5 * time.Second}
-	target := "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(p.httpPort)) + "/ping"
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 		if err != nil {
@@ -461,7 +489,7 @@ func (p *process) failure() error {
 	if p.exitErr != nil {
 		how = p.exitErr.Error()
 	}
-	return fmt.Errorf("the engine's process ended (%s)%s", how, p.tail.suffix())
+	return fmt.Errorf("the engine's process ended (%s), its log is %s%s", how, filepath.Join(p.cmd.Dir, logDirName, logName), p.tail.suffix())
 }
 
 func (p *process) kill() {
@@ -539,7 +567,7 @@ func (t *tail) Write(p []byte) (int, error) {
 }
 
 func (t *tail) end() {
-	if line := strings.TrimRight(string(t.part), "\r "); line != "" {
+	if line := strings.TrimRight(string(t.part), "\r "); line != "" && !strings.HasPrefix(line, "Logging ") {
 		if strings.HasPrefix(line, unsandboxedNotice) {
 			t.log.Warn(line)
 		} else {

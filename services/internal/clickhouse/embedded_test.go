@@ -197,13 +197,46 @@ func TestTakenPortIsNamed(t *testing.T) {
 	}
 }
 
+func TestHostSaysWhoCanReachIt(t *testing.T) {
+	t.Parallel()
+	for host, reachable := range map[string]bool{"": false, "0.0.0.0": true} {
+		server := chtest.StartOwn(t, func(o *clickhouse.Options) { o.Host = host })
+		for _, addr := range []string{server.TCPAddr(), server.HTTPAddr()} {
+			_, port, err := net.SplitHostPort(addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Another address of this machine stands for another machine.
+			c, err := net.Dial("tcp", "127.0.0.2:"+port)
+			if (err == nil) != reachable {
+				t.Errorf("host %q: %v", host, err)
+			}
+			if err == nil {
+				_ = c.Close()
+			}
+		}
+		if reachable {
+			_, port, _ := net.SplitHostPort(server.HTTPAddr())
+			if status, body := post(t, "http://127.0.0.2:"+port, "", "", "SELECT 1"); status == 200 {
+				t.Errorf("host %q: anybody may ask: %s", host, body)
+			}
+			if status, body := post(t, "http://127.0.0.2:"+port, clickhouse.LabUser, chtest.LabPassword, "SELECT 1"); status != 200 {
+				t.Errorf("host %q: lab may not ask: %s", host, body)
+			}
+		}
+		if err := open(t, server.LabDSN()).Ping(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestBadOptionsAreAllReported(t *testing.T) {
 	t.Parallel()
-	_, err := clickhouse.Start(t.Context(), clickhouse.Options{TCPPort: 70000, HTTPPort: -1, MemoryLimit: 5})
+	_, err := clickhouse.Start(t.Context(), clickhouse.Options{Host: "localhost", TCPPort: 70000, HTTPPort: -1, MemoryLimit: 5})
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, want := range []string{"directory", "library", "70000", "-1", "memory limit", "user lab", "user reader"} {
+	for _, want := range []string{"directory", "library", "70000", "-1", "localhost", "memory limit", "user lab", "user reader"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error does not mention %q: %v", want, err)
 		}
@@ -415,26 +448,18 @@ func kill(t *testing.T, pid int) {
 	}
 }
 
-// waitGone waits on the process itself.
+// waitGone returns when there is no such process.
 func waitGone(t *testing.T, pid int) {
 	t.Helper()
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
-		if errors.Is(err, unix.EINTR) {
-			continue
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(20 * time.Second)
+	for !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			t.Fatalf("process %d is still there", pid)
 		}
-		if err != nil || n == 0 {
-			t.Fatalf("process %d is still there: %v", pid, err)
-		}
-		return
 	}
 }
 

@@ -25,7 +25,10 @@ func (e *ServerError) Error() string {
 }
 
 // Permanent says that the same request will fail again.
-func (e *ServerError) Permanent() bool { return !transientCodes[e.Code] }
+func (e *ServerError) Permanent() bool {
+	// A full disk comes under several codes, some of them catch-alls.
+	return !transientCodes[e.Code] && !strings.Contains(e.Message, "No space left on device")
+}
 
 // transientCodes are the server's errors that time, or less load, may cure.
 // Every other answer of a server is about the request itself: a retry would
@@ -60,6 +63,8 @@ var transientCodes = map[int]bool{
 	425:  true, // SYSTEM_ERROR
 	439:  true, // CANNOT_SCHEDULE_TASK
 	473:  true, // DEADLOCK_AVOIDED
+	517:  true, // CANNOT_ASSIGN_ALTER: another one is running
+	700:  true, // USER_SESSION_LIMIT_EXCEEDED
 	745:  true, // SERVER_OVERLOADED
 	999:  true, // KEEPER_EXCEPTION
 	1000: true, // POCO_EXCEPTION

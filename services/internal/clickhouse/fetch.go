@@ -85,9 +85,9 @@ type FetchOptions struct {
 	// times a second, and once more at the end. May be nil.
 	Progress func(done, total int64)
 
-	pkg  *enginePackage
-	npm  string
-	http *http.Client
+	pkg       *enginePackage
+	npm       string
+	retryWait time.Duration
 }
 
 // EnsureLibrary returns the path of a verified engine library, fetching it
@@ -103,6 +103,9 @@ func EnsureLibrary(ctx context.Context, opt FetchOptions) (string, error) {
 	}
 	if opt.Progress == nil {
 		opt.Progress = func(int64, int64) {}
+	}
+	if opt.retryWait == 0 {
+		opt.retryWait = 500 * time.Millisecond
 	}
 	if opt.LibraryPath == "" {
 		opt.LibraryPath = os.Getenv(LibraryEnv)
@@ -270,14 +273,13 @@ func download(ctx context.Context, opt FetchOptions, pkg enginePackage, npm, tmp
 	if dist.Integrity != "" && dist.Integrity != pkg.integrity {
 		return &sumError{what: "integrity stated by the registry", got: dist.Integrity, want: pkg.integrity}
 	}
-	client := opt.http
-	if client == nil {
-		transport := http.DefaultTransport.(*http.Transport).Clone()
-		transport.ResponseHeaderTimeout = downloadStall
-		client = &http.Client{Transport: transport}
-		defer transport.CloseIdleConnections()
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.ResponseHeaderTimeout = downloadStall
+	defer transport.CloseIdleConnections()
+	body := &resumingReader{
+		ctx: ctx, client: &http.Client{Transport: transport}, url: dist.Tarball,
+		size: pkg.tarballSize, wait: opt.retryWait, log: opt.Log,
 	}
-	body := &resumingReader{ctx: ctx, client: client, url: dist.Tarball, size: pkg.tarballSize, log: opt.Log}
 	defer body.close()
 	return unpack(ctx, opt, pkg, body, lib)
 }
@@ -434,6 +436,7 @@ type resumingReader struct {
 	client   *http.Client
 	url      string
 	size     int64
+	wait     time.Duration // before the first retry; doubles
 	log      *slog.Logger
 	offset   int64
 	failures int
@@ -491,7 +494,7 @@ func (r *resumingReader) failed(err error) error {
 	if r.failures > downloadRetries {
 		return fmt.Errorf("download failed at byte %d of %d after %d attempts: %w", r.offset, r.size, r.failures, err)
 	}
-	wait := time.Duration(1<<(r.failures-1)) * 500 * time.Millisecond
+	wait := r.wait << (r.failures - 1)
 	r.log.Warn("download interrupted, resuming", "error", err, "offset", r.offset, "in", wait)
 	return sleep(r.ctx, wait)
 }

@@ -46,6 +46,7 @@ const unsandboxedNotice = "the ClickHouse engine runs without a sandbox, so that
 type hostArgs struct {
 	library  string
 	dir      string
+	host     string
 	tcpPort  int
 	httpPort int
 }
@@ -55,6 +56,7 @@ func (a hostArgs) list() []string {
 		HostCommand,
 		"--library=" + a.library,
 		"--dir=" + a.dir,
+		"--host=" + a.host,
 		"--tcp-port=" + strconv.Itoa(a.tcpPort),
 		"--http-port=" + strconv.Itoa(a.httpPort),
 	}
@@ -66,6 +68,7 @@ func parseHostArgs(args []string, stderr io.Writer) (hostArgs, error) {
 	set.SetOutput(stderr)
 	set.StringVar(&a.library, "library", "", "path of libchdb.so")
 	set.StringVar(&a.dir, "dir", "", "directory with the configuration and the data")
+	set.StringVar(&a.host, "host", "127.0.0.1", "address to listen on")
 	set.IntVar(&a.tcpPort, "tcp-port", 0, "native port, 0 for any")
 	set.IntVar(&a.httpPort, "http-port", 0, "HTTP port, 0 for any")
 	if err := set.Parse(args); err != nil {

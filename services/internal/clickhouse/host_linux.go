@@ -136,10 +136,13 @@ func host(a hostArgs) error {
 		"clickhouse",
 		"--path="+filepath.Join(a.dir, storeName),
 		"--config-file="+filepath.Join(a.dir, configName),
+		// The configuration's level is not looked at here, and tracing every
+		// insert is not free.
+		"--log-level=warning",
 		"--interactive",
 		"--disable_suggestion",
 		"--history_file="+filepath.Join(a.dir, storeName, "tmp", "history"),
-		"--listen_host=127.0.0.1",
+		"--listen_host="+a.host,
 		"--tcp_port="+strconv.Itoa(a.tcpPort),
 		"--http_port="+strconv.Itoa(a.httpPort),
 		fmt.Sprintf("--queries-file=/proc/self/fd/%d", openPorts.Fd()),

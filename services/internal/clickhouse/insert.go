@@ -20,12 +20,12 @@ import (
 // or nothing; and have the server refuse what it does not know instead of
 // leaving it out.
 var insertSettings = map[string]string{
-	"async_insert":                    "0",
-	"insert_deduplicate":              "1",
-	"min_insert_block_size_rows":      "1000000000",
-	"min_insert_block_size_bytes":     "17179869184",
-	"max_insert_threads":              "1",
-	"input_format_skip_unknown_fields": "0",
+	"async_insert":                                       "0",
+	"insert_deduplicate":                                 "1",
+	"min_insert_block_size_rows":                         "1000000000",
+	"min_insert_block_size_bytes":                        "17179869184",
+	"max_insert_threads":                                 "1",
+	"input_format_skip_unknown_fields":                   "0",
 	"deduplicate_blocks_in_dependent_materialized_views": "1",
 }
 
@@ -266,10 +266,10 @@ type rawColumn struct {
 	data []byte
 }
 
-func (c *rawColumn) Type() proto.ColumnType        { return c.kind }
-func (c *rawColumn) Rows() int                     { return c.rows }
-func (c *rawColumn) EncodeColumn(b *proto.Buffer)  { b.PutRaw(c.data) }
-func (c *rawColumn) WriteColumn(w *proto.Writer)   { w.ChainWrite(c.data) }
+func (c *rawColumn) Type() proto.ColumnType       { return c.kind }
+func (c *rawColumn) Rows() int                    { return c.rows }
+func (c *rawColumn) EncodeColumn(b *proto.Buffer) { b.PutRaw(c.data) }
+func (c *rawColumn) WriteColumn(w *proto.Writer)  { w.ChainWrite(c.data) }
 
 func (in *Inserter) acquire(ctx context.Context) (*chgo.Client, error) {
 	in.mu.Lock()

@@ -26,6 +26,10 @@ type migration struct {
 	statements []string
 }
 
+// ErrMigrations is wrapped by errors that trying again cannot mend: the
+// database was made by other files than these.
+var ErrMigrations = errors.New("the database and the migrations disagree")
+
 // Migrate applies the files NNNN_verb_noun.sql at the root of files, in order,
 // each once, to the connection's database, which it creates if needed. What
 // was applied is recorded with its checksum in the table schema_migrations;
@@ -77,7 +81,7 @@ func migrate(ctx context.Context, conn driver.Conn, migrations []migration) erro
 	var errs []error
 	for _, m := range migrations {
 		if sum, ok := applied[m.version]; ok && sum != m.checksum {
-			errs = append(errs, fmt.Errorf("%s was changed after it was applied: put it back and write a new file instead", m.name))
+			errs = append(errs, fmt.Errorf("%w: %s was changed after it was applied: put it back and write a new file instead", ErrMigrations, m.name))
 		}
 	}
 	for version := range applied {
