@@ -10,12 +10,14 @@ import (
 // accept returns the one block of a message, or says why it cannot be stored.
 // The same bytes always get the same answer: a replay depends on it.
 func accept(m bus.EventBatch) (schemas.BatchInfo, error) {
-	data := m.Data
+	data, err := m.Content()
+	if err != nil {
+		return schemas.BatchInfo{}, err
+	}
 	switch m.Format {
 	case bus.FormatNative:
 	case bus.FormatJSON:
-		var err error
-		if data, err = encodeJSON(m.Data); err != nil {
+		if data, err = encodeJSON(data); err != nil {
 			return schemas.BatchInfo{}, err
 		}
 	default:

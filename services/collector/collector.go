@@ -39,23 +39,18 @@ type Collector struct {
 	// ends the collector there as if it had been killed.
 	at func(step string) error
 
+	// house is how often the stream as a whole is looked at.
+	house time.Duration
+
 	mu     sync.Mutex
 	faults map[string]error // what hinders storing at the moment
-}
-
-// store is the database.
-type store interface {
-	// Insert stores data of the Native format, given in segments, and stores it
-	// only once under one token.
-	Insert(ctx context.Context, table, token string, data [][]byte) error
-	Close() error
 }
 
 // New returns a collector; Run starts it.
 func New(cfg Config, n *node.Node) *Collector {
 	return &Collector{
 		cfg: cfg, node: n, log: n.Log, metrics: newMetrics(n.Metrics), owner: rand.Text()[:12],
-		at: func(string) error { return nil }, open: openStore, faults: map[string]error{},
+		at: func(string) error { return nil }, open: openStore, house: time.Second, faults: map[string]error{},
 	}
 }
 
@@ -118,7 +113,7 @@ func (c *Collector) connect(ctx context.Context) (store, error) {
 			c.report(faultDatabase, nil)
 			return db, nil
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, clickhouse.ErrMigrations) {
 			return nil, err
 		}
 		c.report(faultDatabase, err)

@@ -13,9 +13,11 @@
 // moves. Whatever happens between the two (the process, the database or the
 // machine is killed, an answer is lost), the next start finds the open intent
 // and inserts exactly these messages again under the same token, and the
-// database ignores what it has already stored under it. The position is
-// written by compare-and-set: of two collectors the one that started last works
-// and the other stands by until that one falls silent.
+// database ignores what it has already stored under it. (A database that was
+// killed itself may have kept the events and not the token, or the other way
+// round; a repetition therefore looks whether the events are there.) The
+// position is written by compare-and-set: of two collectors the one that started
+// last works and the other stands by until that one falls silent.
 //
 // The database may be away for any time: the collector keeps at most
 // Config.Lanes+1 inserts in memory and tries again; the stream fills and refuses

@@ -22,7 +22,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return &metrics{
 		events:   counter("events_total", "Events stored in the database."),
 		batches:  counter("batches_total", "Batches stored in the database."),
-		bytes:    counter("bytes_total", "Encoded bytes of the batches stored in the database."),
+		bytes:    counter("bytes_total", "Bytes, as the bus carries them, of the messages stored in the database."),
 		rejected: counter("rejected_total", "Messages kept as dead letters."),
 		missing:  counter("missing_total", "Messages that were removed from the event stream before they were read."),
 		retries:  counter("insert_retries_total", "Inserts that failed and were tried again."),

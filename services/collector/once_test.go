@@ -54,14 +54,13 @@ func TestKilledAtEveryStepStoresOnce(t *testing.T) {
 	r.expect("a", next-1)
 }
 
-// An insert may be committed in several parts, one for each month; a repetition
-// must add exactly the parts that are missing.
-func TestRepeatedInsertOverMonthsStoresOnce(t *testing.T) {
+// Events of all ages in one insert are still one part, there or not.
+func TestRepeatedInsertOverYearsStoresOnce(t *testing.T) {
 	r := newRig(t)
 	var events []schemas.Event
 	for i := range 300 {
 		e := *r.event(i)
-		e.Intended = time.Date(2025, time.Month(1+i%7), 1+i%28, 0, 0, i, 0, time.UTC)
+		e.Intended = time.Date(1970+i%200, time.Month(1+i%12), 1+i%28, 0, 0, i, 0, time.UTC)
 		events = append(events, e)
 	}
 	r.publishAll("a", 1, events...)
@@ -81,12 +80,10 @@ type dropping struct {
 	mu    sync.Mutex
 	drop  int // this many answers
 	fails int // this many inserts that are not even done
-	seen  map[string]int
 }
 
 func (d *dropping) Insert(ctx context.Context, table, token string, data [][]byte) error {
 	d.mu.Lock()
-	d.seen[token]++
 	fail, drop := d.fails > 0, d.drop > 0
 	if fail {
 		d.fails--
@@ -105,7 +102,6 @@ func (d *dropping) Insert(ctx context.Context, table, token string, data [][]byt
 }
 
 func (d *dropping) wrap(c *Collector) {
-	d.seen = map[string]int{}
 	c.open = func(ctx context.Context, dsn string) (store, error) {
 		var err error
 		d.store, err = openStore(ctx, dsn)
@@ -128,6 +124,67 @@ func TestLostAnswersAndFailedInsertsStoreOnce(t *testing.T) {
 	r.expect("a", 300)
 	if err := c.node.Health(); err != nil {
 		t.Errorf("health after the database is back: %v", err)
+	}
+}
+
+// torn is a database that was killed in the middle of committing the first
+// insert: between the part and the token, in one order or the other.
+type torn struct {
+	store
+	first  sync.Once
+	insert func(token string, data [][]byte) error
+}
+
+func (d *torn) Insert(ctx context.Context, table, token string, data [][]byte) error {
+	err := errors.New("not the first")
+	d.first.Do(func() {
+		if err = d.insert(token, data); err == nil {
+			err = errKill
+		}
+	})
+	if errors.Is(err, errKill) {
+		return errors.New("connection reset by peer")
+	}
+	return d.store.Insert(ctx, table, token, data)
+}
+
+func TestDatabaseKilledBetweenPartAndToken(t *testing.T) {
+	r := newRig(t)
+	direct, err := openStore(t.Context(), r.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = direct.Close() })
+	for name, insert := range map[string]func(token string, data [][]byte) error{
+		"the rows are there, the token is not known": func(token string, data [][]byte) error {
+			return direct.Insert(t.Context(), table, token+" forgotten", data)
+		},
+		"the token is known, the rows are not there": func(token string, _ [][]byte) error {
+			info, err := schemas.InspectBatch(r.native("ghost", 1, 1))
+			if err != nil {
+				return err
+			}
+			return direct.Insert(t.Context(), table, token, merge([]schemas.BatchInfo{info}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			broken := &torn{insert: insert}
+			r.start(r.testConfig(), func(c *Collector) {
+				c.open = func(ctx context.Context, dsn string) (store, error) {
+					var err error
+					broken.store, err = openStore(ctx, dsn)
+					return broken, err
+				}
+			})
+			r.publishEvents("a", 1, 100)
+			r.publishEvents("b", 1, 50)
+			r.publishEvents("a", 101, 200)
+			r.expect("a", 200)
+			r.expect("b", 50)
+			r.settled()
+			r.expect("a", 200)
+		})
 	}
 }
 

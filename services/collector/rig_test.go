@@ -88,6 +88,7 @@ func (r *rig) start(cfg Config, prepare func(*Collector)) *running {
 		r.t.Fatal(err)
 	}
 	c := New(cfg, n)
+	c.house = 50 * time.Millisecond
 	if prepare != nil {
 		prepare(c)
 	}

@@ -43,16 +43,12 @@ type checkpoint struct {
 	bytes  uint64
 }
 
-// table is where events go.
-const table = "events"
-
 const (
 	// flushPatience bounds what is stored after the end was asked for. What is
 	// left is on the bus and comes with the next start.
 	flushPatience = 10 * time.Second
 	// insertPatience bounds one attempt: a server that hangs is asked again.
 	insertPatience = 2 * time.Minute
-	housekeeping   = time.Second
 )
 
 func newSession(c *Collector, k *keeper) *session {
@@ -85,7 +81,7 @@ func (s *session) run(ctx context.Context) error {
 
 	beat := time.NewTicker(s.c.cfg.Lease / 4)
 	defer beat.Stop()
-	house := time.NewTicker(housekeeping)
+	house := time.NewTicker(s.c.house)
 	defer house.Stop()
 	for {
 		if err := s.launch(work, ctx, false); err != nil {
@@ -138,7 +134,7 @@ func (s *session) replay(ctx context.Context) error {
 		}
 		f := &flight{load: l, intent: in}
 		if l.rows > 0 {
-			s.insert(ctx, f)
+			s.insert(ctx, f, true)
 		}
 		if f.err != nil {
 			return f.err
@@ -230,10 +226,10 @@ func (s *session) read(ctx context.Context, next uint64) {
 
 // judge inspects a message and buries it if it does not hold up.
 func (s *session) judge(ctx context.Context, m bus.EventBatch) (arrival, error) {
-	a := arrival{seq: m.Seq, stored: m.Stored, bytes: len(m.Data)}
+	a := arrival{seq: m.Seq, stored: m.Stored, bytes: len(m.Data), wire: len(m.Data)}
 	info, reason := accept(m)
 	if reason == nil {
-		a.block = &info
+		a.block, a.bytes = &info, info.Bytes
 		return a, nil
 	}
 	s.c.log.Warn("batch rejected", "sequence", m.Seq, "error", reason)
@@ -264,8 +260,10 @@ func (s *session) bury(ctx context.Context, m bus.EventBatch, reason error) erro
 		text = fmt.Sprintf("%s (the first %d of %d bytes are kept)", text, len(data), len(m.Data))
 	}
 	header := map[string][]string{}
-	if f := m.Format; f != "" && len(f) <= 64 {
-		header[bus.HeaderFormat] = []string{f}
+	for name, value := range map[string]string{bus.HeaderFormat: m.Format, bus.HeaderEncoding: m.Encoding} {
+		if value != "" && len(value) <= 64 {
+			header[name] = []string{value}
+		}
 	}
 	return s.c.node.Bus.Bury(ctx, bus.StreamEvents, m.Seq, header, data, text)
 }
@@ -327,7 +325,7 @@ func (s *session) launch(work, ctx context.Context, now bool) error {
 			return err
 		}
 		s.lanes.Go(func() {
-			s.insert(work, f)
+			s.insert(work, f, false)
 			s.finished <- f
 		})
 	}
@@ -338,8 +336,8 @@ func (s *session) launch(work, ctx context.Context, now bool) error {
 }
 
 // insert stores a flight's load, however long that takes; f.err is set when
-// ctx ended before.
-func (s *session) insert(ctx context.Context, f *flight) {
+// ctx ended before. again says that it may be stored already.
+func (s *session) insert(ctx context.Context, f *flight, again bool) {
 	if f.err = s.c.step("insert"); f.err != nil {
 		return
 	}
@@ -348,7 +346,7 @@ func (s *session) insert(ctx context.Context, f *flight) {
 	for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
 		started := time.Now()
 		attempt, cancel := context.WithTimeout(ctx, insertPatience)
-		err := s.c.db.Insert(attempt, table, f.intent.Token, block)
+		err := s.attempt(attempt, f, block, again)
 		cancel()
 		m.inserts.Observe(time.Since(started).Seconds())
 		if err == nil {
@@ -360,6 +358,7 @@ func (s *session) insert(ctx context.Context, f *flight) {
 		}
 		s.c.report(faultDatabase, err)
 		m.retries.Inc()
+		again = true
 		if f.err = pause(ctx, wait); f.err != nil {
 			return
 		}
@@ -370,7 +369,39 @@ func (s *session) insert(ctx context.Context, f *flight) {
 	s.c.report(faultDatabase, nil)
 	m.events.Add(float64(f.load.rows))
 	m.batches.Add(float64(len(f.load.blocks)))
-	m.bytes.Add(float64(f.load.bytes))
+	m.bytes.Add(float64(f.load.wire))
+}
+
+// maxTokens bounds how often the database may have been killed in the middle of
+// the same insert.
+const maxTokens = 10
+
+// attempt inserts once. The token alone makes a repetition harmless for as long
+// as the database lives. One that was killed has written the part and the token
+// to disk one after the other (which first depends on its version), so
+// a repetition looks for the events before and after: stored without a token
+// they must not be inserted again, and a token without events must not keep them
+// from being inserted.
+func (s *session) attempt(ctx context.Context, f *flight, block [][]byte, again bool) error {
+	if !again {
+		return s.c.db.Insert(ctx, table, f.intent.Token, block)
+	}
+	name := f.intent.Token
+	for n := 2; n <= maxTokens; n++ {
+		stored, err := s.c.db.Holds(ctx, f.load.blocks)
+		if err != nil || stored {
+			return err
+		}
+		if err := s.c.db.Insert(ctx, table, name, block); err != nil {
+			return err
+		}
+		name = fmt.Sprintf("%s/%d", f.intent.Token, n)
+	}
+	stored, err := s.c.db.Holds(ctx, f.load.blocks)
+	if err == nil && !stored {
+		err = fmt.Errorf("the database takes events %d to %d of the stream and does not have them", f.intent.From, f.intent.To)
+	}
+	return err
 }
 
 // settle takes note of an insert that has ended.
@@ -389,7 +420,7 @@ func (s *session) land() {
 		l := s.flights[0].load
 		s.flights = s.flights[1:]
 		s.done, s.dirty = l.to, true
-		s.stored = append(s.stored, checkpoint{to: l.to, stored: l.stored, bytes: uint64(l.bytes)})
+		s.stored = append(s.stored, checkpoint{to: l.to, stored: l.stored, bytes: uint64(l.wire)})
 	}
 	s.c.metrics.held.Set(float64(s.inMemory()))
 }

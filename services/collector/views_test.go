@@ -84,9 +84,19 @@ func TestViews(t *testing.T) {
 			Intended: at(ts), Run: run, Trial: 7, Attempt: attempt, Workload: "s3", Service: "s3-loader", Site: "oregon", Agent: "oregon-1",
 			Kind: schemas.KindRequest, Wait: 3 * time.Microsecond, FirstByte: time.Millisecond, Duration: duration, Bytes: 1000, Status: status,
 			Attrs: []schemas.Attr{
-				{Key: "client", Value: "2"}, {Key: "bucket", Value: bucket}, {Key: "object", Value: "transferlab/1MB/000001.bin"}, {Key: "op", Value: op},
-				{Key: "size", Value: "1MB"}, {Key: "instance_type", Value: "t3.small"}, {Key: "http_status", Value: "200"}, {Key: "retries", Value: "1"},
-				{Key: "dns_ns", Value: "11"}, {Key: "connect_ns", Value: "12"}, {Key: "tls_ns", Value: "13"}, {Key: "conn", Value: "new"}, {Key: "parts", Value: "4"},
+				{Key: "client", Value: "2"},
+				{Key: "bucket", Value: bucket},
+				{Key: "object", Value: "transferlab/1MB/000001.bin"},
+				{Key: "op", Value: op},
+				{Key: "size", Value: "1MB"},
+				{Key: "instance_type", Value: "t3.small"},
+				{Key: "http_status", Value: "200"},
+				{Key: "retries", Value: "1"},
+				{Key: "dns_ns", Value: "11"},
+				{Key: "connect_ns", Value: "12"},
+				{Key: "tls_ns", Value: "13"},
+				{Key: "conn", Value: "new"},
+				{Key: "parts", Value: "4"},
 			},
 		}
 	}
@@ -98,16 +108,28 @@ func TestViews(t *testing.T) {
 		schemas.Event{
 			Intended: at("10:00:00.000"), Run: run, Trial: 7, Attempt: 2, Workload: "s3", Service: "s3-loader", Site: "oregon", Agent: "oregon-1",
 			Kind: schemas.KindTask, Duration: time.Second, Bytes: 4000, Status: "ok", Attrs: []schemas.Attr{
-				{Key: "issued", Value: "4"}, {Key: "recorded", Value: "5"}, {Key: "errors", Value: "1"}, {Key: "lag_p50_ns", Value: "100"}, {Key: "lag_p99_ns", Value: "200"},
-				{Key: "lag_max_ns", Value: "300"}, {Key: "cpu", Value: "0.2500"}, {Key: "clock_offset_ns", Value: "-5"}, {Key: "clock_bound_ns", Value: "50"}, {Key: "clients", Value: "3"},
+				{Key: "issued", Value: "4"},
+				{Key: "recorded", Value: "5"},
+				{Key: "errors", Value: "1"},
+				{Key: "lag_p50_ns", Value: "100"},
+				{Key: "lag_p99_ns", Value: "200"},
+				{Key: "lag_max_ns", Value: "300"},
+				{Key: "cpu", Value: "0.2500"},
+				{Key: "clock_offset_ns", Value: "-5"},
+				{Key: "clock_bound_ns", Value: "50"},
+				{Key: "clients", Value: "3"},
 			},
 		})
 	trial := func(attempt uint16) schemas.Event {
 		return schemas.Event{
 			Intended: at("10:00:00.000"), Run: run, Trial: 7, Attempt: attempt, Workload: "s3", Service: "scheduler",
 			Kind: schemas.KindTrial, Duration: time.Minute, Bytes: 4000, Status: "ok", Attrs: []schemas.Attr{
-				{Key: "cell", Value: "3"}, {Key: "repeat", Value: "1"}, {Key: "agents", Value: "2"}, {Key: "emulated", Value: "0"},
-				{Key: "cell.size", Value: "1MB"}, {Key: "cell.wait", Value: "2s"},
+				{Key: "cell", Value: "3"},
+				{Key: "repeat", Value: "1"},
+				{Key: "agents", Value: "2"},
+				{Key: "emulated", Value: "0"},
+				{Key: "cell.size", Value: "1MB"},
+				{Key: "cell.wait", Value: "2s"},
 			},
 		}
 	}
