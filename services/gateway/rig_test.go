@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -348,7 +349,19 @@ func (r *rig) make(m making) *made {
 	if _, err := r.runs.Put(r.t.Context(), x.run.ID.String(), x.run); err != nil {
 		r.t.Fatal(err)
 	}
+	// `latest` follows the bucket a moment later.
+	for deadline := time.Now().Add(10 * time.Second); !r.lists(x.run.ID); {
+		if time.Now().After(deadline) {
+			r.t.Fatal("the gateway does not list a run that is stored")
+		}
+		runtime.Gosched()
+	}
 	return x
+}
+
+func (r *rig) lists(id uuid.UUID) bool {
+	all := r.gateway.index.newest(func(run *schemas.Run) bool { return run.ID == id })
+	return len(all) == 1
 }
 
 func placed(all []schemas.Placement, p schemas.Placement) []schemas.Placement {

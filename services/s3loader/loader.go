@@ -24,6 +24,8 @@ const (
 	// maxInFlight is how many requests (ranges count as such) a task may have
 	// under way: each is a connection and a goroutine.
 	maxInFlight = 65_536
+	// maxUpload is the most that S3 takes in one request.
+	maxUpload = 5 << 30
 	// bufferBytes is what all buffers of a task may take.
 	bufferBytes = 256 << 20
 	// maxPreciseSleepers is how many timers of their own a task may open; each
@@ -53,6 +55,9 @@ func (w *Worker) Prepare(ctx context.Context, task *schemas.Task) (agent.Job, er
 	if err := section.Validate(); err != nil {
 		return nil, err
 	}
+	if section.Operation != "get" && section.Size > maxUpload {
+		return nil, fmt.Errorf("s3.size: %s, but one upload takes at most %s", section.Size, schemas.Size(maxUpload))
+	}
 	inFlight := len(task.Clients) * section.Concurrency
 	if partitioned(&section) {
 		inFlight *= section.PartParallel
@@ -68,7 +73,7 @@ func (w *Worker) Prepare(ctx context.Context, task *schemas.Task) (agent.Job, er
 		log: w.log, task: task, section: &section, size: section.Size.String(),
 		client: wire.New(wire.Options{
 			Store: store, Fresh: section.Connections == "fresh", Copy: w.cfg.Copy, Checksum: section.Verify == "checksum",
-			MaxIdle: inFlight / len(task.Clients), Buffer: bufferSize(inFlight, int64(section.Size)), Seed: task.Seed,
+			MaxIdle: inFlight / len(task.Clients) * len(section.Buckets), Buffer: bufferSize(inFlight, int64(section.Size)), Seed: task.Seed,
 		}),
 		lag: hdrhistogram.New(64, int64(time.Hour), 3), end: make(chan struct{}),
 	}

@@ -487,6 +487,9 @@ func TestPrepareRefuses(t *testing.T) {
 		"too parallel": {func(t *schemas.Task) {
 			t.Section = []byte(`{"buckets":["bucket1"],"requests":1,"concurrency":4096,"part_size_bytes":65536,"part_parallel":1024,"size_bytes":1000000}`)
 		}, "s3.concurrency"},
+		"large upload": {func(t *schemas.Task) {
+			t.Section = []byte(`{"buckets":["bucket1"],"requests":1,"operation":"put","size_bytes":6000000000}`)
+		}, "s3.size"},
 		"many objects": {func(t *schemas.Task) { t.Section = manyObjects() }, "s3.objects"},
 		"no such store": {func(t *schemas.Task) {
 			t.Section = []byte(`{"buckets":["bucket1"],"requests":1,"target":{"profile":"no-such-profile"}}`)

@@ -190,6 +190,10 @@ func (l *lab) dsn() (writer, reader string) {
 	return l.options.ClickHouse, reader
 }
 
+// startPatience is how long services may take until they serve; a large
+// database that was killed needs a while.
+const startPatience = 3 * time.Minute
+
 // startServices provisions the bus and starts the services until running ends.
 func (l *lab) startServices(ctx, running context.Context) error {
 	operator, err := l.bus(ctx, bus.RoleOperator, "lab")
@@ -256,13 +260,15 @@ func (l *lab) startServices(ctx, running context.Context) error {
 			}
 		})
 	}
+	patient, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
 	for _, n := range nodes {
 		ready := make(chan error, 1)
-		go func() { ready <- n.AwaitReady(ctx) }()
+		go func() { ready <- n.AwaitReady(patient) }()
 		select {
 		case err := <-ready:
 			if err != nil {
-				return err
+				return errors.Join(err, n.Health())
 			}
 		case err := <-l.failed:
 			if embedded.IsPortTaken(err) {

@@ -44,15 +44,18 @@ func TestProblems(t *testing.T) {
 			w.WriteHeader(422)
 			_, _ = io.WriteString(w, `{"title":"x","status":422,"detail":"bad","faults":[{"line":3,"path":"s3.size","text":"no"}]}`)
 		},
-		"text":     func(w http.ResponseWriter) { http.Error(w, "proxy says no", 502) },
-		"redirect": func(w http.ResponseWriter) { w.Header().Set("Location", "http://elsewhere.invalid/"); w.WriteHeader(302) },
+		"text": func(w http.ResponseWriter) { http.Error(w, "proxy says no", http.StatusBadGateway) },
+		"redirect": func(w http.ResponseWriter) {
+			w.Header().Set("Location", "http://elsewhere.invalid/")
+			w.WriteHeader(302)
+		},
 		"not JSON": func(w http.ResponseWriter) { _, _ = io.WriteString(w, "<html>") },
 	}
 	for name, c := range map[string]struct {
 		status int
 		text   string
 	}{
-		"problem": {422, "bad\nline 3: s3.size: no"}, "text": {502, "proxy says no"}, "redirect": {302, "Found"}, "not JSON": {0, "answer of the lab"},
+		"problem": {422, "bad\nline 3: s3.size: no"}, "text": {http.StatusBadGateway, "proxy says no"}, "redirect": {302, "Found"}, "not JSON": {0, "answer of the lab"},
 	} {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answers[name](w) }))
 		lab, err := New(server.URL+"/", "token")

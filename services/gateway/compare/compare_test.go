@@ -11,7 +11,7 @@ import (
 	"github.com/transferlab/transferlab/services/internal/report"
 )
 
-var usual = Options{Alpha: .05, MinEffect: .05, resamples: 300}
+var usual = Options{Alpha: .05, MinEffect: .05, resamples: 100}
 
 // byTrials draws a comparison of two cells and four metrics whose unit is the
 // trial; every trial has conditions of its own that all its metrics share.
@@ -87,7 +87,7 @@ func TestFalsePositives(t *testing.T) {
 		"5 trials":     func(r *rand.Rand) []Test { return byTrials(r, 5, 1, .1) },
 		"12 trials":    func(r *rand.Rand) []Test { return byTrials(r, 12, 1, .3) },
 		"30 requests":  func(r *rand.Rand) []Test { return byRequests(r, 15, 1) },
-		"200 requests": func(r *rand.Rand) []Test { return byRequests(r, 100, 1) },
+		"120 requests": func(r *rand.Rand) []Test { return byRequests(r, 60, 1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -101,15 +101,15 @@ func TestFalsePositives(t *testing.T) {
 }
 
 func TestShiftsAreFound(t *testing.T) {
-	const rounds = 40
+	const rounds = 20
 	for name, c := range map[string]struct {
 		tests func(*rand.Rand) []Test
 		want  string
 	}{
 		"8 trials, 50 % slower":    {func(r *rand.Rand) []Test { return byTrials(r, 8, 1.5, .05) }, report.Worse},
 		"8 trials, a third faster": {func(r *rand.Rand) []Test { return byTrials(r, 8, 1/1.5, .05) }, report.Better},
-		"1000 requests, slower":    {func(r *rand.Rand) []Test { return byRequests(r, 500, 1.3) }, report.Worse},
-		"1000 requests, faster":    {func(r *rand.Rand) []Test { return byRequests(r, 500, 1/1.3) }, report.Better},
+		"600 requests, slower":     {func(r *rand.Rand) []Test { return byRequests(r, 300, 1.4) }, report.Worse},
+		"600 requests, faster":     {func(r *rand.Rand) []Test { return byRequests(r, 300, 1/1.4) }, report.Better},
 		"the same, 4000 requests":  {func(r *rand.Rand) []Test { return byRequests(r, 4000, 1) }, report.NoDifference},
 		"3 requests":               {func(r *rand.Rand) []Test { return byRequests(r, 1, 3) }, report.Underpowered},
 	} {
@@ -117,7 +117,7 @@ func TestShiftsAreFound(t *testing.T) {
 			t.Parallel()
 			rounds := rounds
 			if name == "the same, 4000 requests" {
-				rounds = 10
+				rounds = 4
 			}
 			counts := verdicts(t, rounds, c.tests)
 			if counts[c.want] < rounds*95/100 {

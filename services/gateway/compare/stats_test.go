@@ -136,7 +136,7 @@ func TestHolm(t *testing.T) {
 func TestResampledMedian(t *testing.T) {
 	groups := [][]float64{{5, 1, 9, 9}, {2, 2, 7}, {4}}
 	s := newStrata(groups)
-	for seed := range uint64(300) {
+	for seed := range uint64(100) {
 		got := s.resampledMedian(rand.New(rand.NewPCG(seed, 0)))
 		random := rand.New(rand.NewPCG(seed, 0))
 		var drawn []float64
@@ -164,7 +164,7 @@ func TestBootstrapCoverage(t *testing.T) {
 	covered := 0
 	const rounds = 300
 	for range rounds {
-		low, high, ok := bootstrapRatio(draw(100, 1), draw(100, 1.2), .95, 400, random)
+		low, high, ok := bootstrapRatio(draw(100, 1), draw(100, 1.2), .95, 200, random)
 		if !ok || low > high {
 			t.Fatal("no interval")
 		}

@@ -28,7 +28,7 @@ func (s *Source) query(ctx context.Context, name string, parameters clickhouse.P
 	if err != nil {
 		return err
 	}
-	ctx, cancel := withoutDeadline(ctx)
+	ctx, cancel := WithoutDeadline(ctx)
 	defer cancel()
 	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithParameters(parameters)), text)
 	if err != nil {
@@ -46,9 +46,9 @@ func (s *Source) query(ctx context.Context, name string, parameters clickhouse.P
 	return nil
 }
 
-// withoutDeadline keeps ctx's cancellation and hides its deadline, of which the
+// WithoutDeadline keeps ctx's cancellation and hides its deadline, of which the
 // client would make a setting that a user who may only read cannot choose.
-func withoutDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+func WithoutDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	inner, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
 	return inner, func() { stop(); cancel(nil) }
@@ -285,7 +285,7 @@ func (s *Source) Placements(ctx context.Context, run uuid.UUID) ([]Acting, error
 
 // Version is the database's version.
 func (s *Source) Version(ctx context.Context) (string, error) {
-	ctx, cancel := withoutDeadline(ctx)
+	ctx, cancel := WithoutDeadline(ctx)
 	defer cancel()
 	var v string
 	if err := s.conn.QueryRow(ctx, "SELECT version()").Scan(&v); err != nil {

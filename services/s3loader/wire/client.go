@@ -332,11 +332,18 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
+// classify says what a request came to. If it was being cut off, only what can
+// no longer change stands.
 func classify(ctx context.Context, err error) string {
-	if err != nil && ctx.Err() != nil {
-		return objectstore.StatusCancelled
+	status := objectstore.Classify(err)
+	if err == nil || ctx.Err() == nil {
+		return status
 	}
-	return objectstore.Classify(err)
+	switch status {
+	case objectstore.StatusTruncated, objectstore.StatusCorrupt, objectstore.StatusDenied, objectstore.StatusNoBucket, objectstore.StatusNoObject:
+		return status
+	}
+	return objectstore.StatusCancelled
 }
 
 // retrying is the budget of a request, over all its ranges.
@@ -484,20 +491,27 @@ func (c *Client) takeIdle(address string) *conn {
 	return nil
 }
 
-// release gives a connection back, or closes it.
+// release gives a connection back, or closes it. Of too many idle ones the one
+// that was used least recently goes: with the bucket in the host's name there
+// are several addresses.
 func (c *Client) release(cn *conn, reusable bool) {
 	c.mu.Lock()
 	if reusable && !c.o.Fresh && !c.stopped && !cn.wasInterrupted() {
-		if len(c.idle) < c.o.MaxIdle {
-			cn.idle = time.Now()
-			c.idle = append(c.idle, cn)
-			c.mu.Unlock()
-			return
+		cn.idle = time.Now()
+		c.idle = append(c.idle, cn)
+		cn = nil
+		if len(c.idle) > c.o.MaxIdle {
+			cn = c.idle[0]
+			c.idle = slices.Delete(c.idle, 0, 1)
 		}
 	}
-	delete(c.open, cn)
+	if cn != nil {
+		delete(c.open, cn)
+	}
 	c.mu.Unlock()
-	_ = cn.Close()
+	if cn != nil {
+		_ = cn.Close()
+	}
 }
 
 func (c *Client) get(cn *conn, r *Request, h *signed, x *exchange) (reusable bool, err error) {

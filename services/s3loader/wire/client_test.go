@@ -361,10 +361,12 @@ func TestRetries(t *testing.T) {
 }
 
 func TestTimeout(t *testing.T) {
+	const size = 300_000
 	for name, text := range map[string]string{
 		"first byte": "",
 		"head":       "HTTP/1.1 200 OK\r\n",
-		"body":       "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe",
+		"body":       "HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\nhe",
+		"body's end": "HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + strings.Repeat("x", 299_999),
 		"chunk":      "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe",
 	} {
 		for _, copied := range []bool{false, true} {
@@ -372,7 +374,7 @@ func TestTimeout(t *testing.T) {
 				t.Parallel()
 				s := serve(t, func(c net.Conn, in *bufio.Reader, r *http.Request) bool { return says(text)(c, in, r) })
 				c := open(t, s.endpoint, func(o *Options) { o.Copy = copied })
-				r := get(5)
+				r := get(size)
 				r.Deadline, r.Retries = time.Now().Add(30*time.Millisecond), 3
 				res := do(t, c, r, "timeout")
 				if took := res.Done.Sub(res.Begin); took < 25*time.Millisecond || took > 5*time.Second {
@@ -389,7 +391,8 @@ func TestTimeout(t *testing.T) {
 func TestInterrupt(t *testing.T) {
 	for name, text := range map[string]string{
 		"first byte": "",
-		"body":       "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe",
+		"body":       "HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\nhe",
+		"body's end": "HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + strings.Repeat("x", 299_999),
 	} {
 		for _, copied := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s copied=%t", name, copied), func(t *testing.T) {
@@ -403,7 +406,7 @@ func TestInterrupt(t *testing.T) {
 				c := open(t, s.endpoint, func(o *Options) { o.Copy = copied })
 				defer context.AfterFunc(ctx, c.Interrupt)()
 				var res Result
-				c.Do(ctx, get(5), &res)
+				c.Do(ctx, get(300_000), &res)
 				if res.Status != "cancelled" || res.Done.Sub(res.Begin) > 5*time.Second {
 					t.Fatalf("%+v", res)
 				}
@@ -653,6 +656,28 @@ func TestPhases(t *testing.T) {
 				t.Errorf("phases do not add up: %+v", res)
 			}
 		}
+	}
+}
+
+func TestIdleConnectionsOfSeveralAddresses(t *testing.T) {
+	c := open(t, "http://127.0.0.1:1", func(o *Options) { o.MaxIdle = 2 })
+	var conns []*conn
+	for _, address := range []string{"a:80", "b:80", "c:80"} {
+		ours, theirs := net.Pipe()
+		t.Cleanup(func() { _ = theirs.Close() })
+		cn := newConn(ours, address)
+		c.open[cn] = struct{}{}
+		c.release(cn, true)
+		conns = append(conns, cn)
+	}
+	if c.takeIdle("a:80") != nil || len(c.open) != 2 {
+		t.Error("the connection used least recently was kept")
+	}
+	if _, err := conns[0].Write([]byte{1}); err == nil {
+		t.Error("it was not closed")
+	}
+	if c.takeIdle("b:80") != conns[1] || c.takeIdle("c:80") != conns[2] || c.takeIdle("c:80") != nil {
+		t.Error("the others were not")
 	}
 }
 

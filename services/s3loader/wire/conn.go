@@ -29,7 +29,7 @@ type conn struct {
 	drop    discarder
 	in      *bufio.Reader
 	head    head
-	sums    bool // whether heads are searched for checksums
+	sums    bool      // whether heads are searched for checksums
 	idle    time.Time // since when
 	stale   bool
 	peek    func(fd uintptr) bool
