@@ -1,12 +1,12 @@
 package schemas
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/binary"
 	"fmt"
 	"hash/maphash"
 	"math"
+	"math/bits"
 	"slices"
 	"time"
 
@@ -59,15 +59,14 @@ type Block struct {
 	rows   []blockRow
 	groups []blockGroup
 	scopes []scope
-	last   int      // scope of the last row
-	attrs  []byte   // the groups' scopes, keys and values, one group after the other
-	keys   []string // of attributes
-	errors []byte   // the rows' error texts, one after the other, if not empty
-	size   int      // bytes of attributes and errors when encoded
+	last   int    // scope of the last row
+	attrs  []Attr // the groups' attributes, one group after the other
+	values []byte // their values as they are encoded
+	errors []byte // the rows' error texts, one after the other, if not empty
+	size   int    // bytes of attributes and errors when encoded
 
 	index      groupIndex
 	scopeIndex map[scope]int
-	keyIndex   map[string]uint32
 
 	order   []uint32 // rows in the order of encoding
 	moments []moment
@@ -85,11 +84,11 @@ type blockRow struct {
 
 // blockGroup is the rows that agree in scope and attributes.
 type blockGroup struct {
-	scope      uint32
-	start, end uint32 // in attrs, scope's number included
-	values     uint32 // where the attributes' values start
-	count      uint32 // attributes
-	rows       uint32
+	scope                  uint32
+	rows                   uint32
+	attrs, count           uint32 // its attributes: first of them in attrs, how many
+	valuesStart, valuesEnd uint32 // in values
+	hash                   uint64
 }
 
 // scope is what rarely changes from one event of a producer to the next.
@@ -104,7 +103,7 @@ type scope struct {
 func NewBlock(producer string) *Block {
 	return &Block{
 		producer: producer, index: groupIndex{seed: maphash.MakeSeed()},
-		scopeIndex: map[scope]int{}, keyIndex: map[string]uint32{},
+		scopeIndex: map[scope]int{},
 	}
 }
 
@@ -137,7 +136,7 @@ func (b *Block) Append(e *Event, seq uint64) {
 	}
 	g := &b.groups[row.group]
 	g.rows++
-	b.size += int(g.end-g.values) + int(g.count)
+	b.size += int(g.valuesEnd-g.valuesStart) + int(g.count)
 	b.rows = append(b.rows, row)
 }
 
@@ -145,25 +144,40 @@ func (b *Block) Append(e *Event, seq uint64) {
 // 584 years.
 func nonNegative(d time.Duration) uint64 { return uint64(max(d, 0)) }
 
+// group finds the event's group or begins one.
 func (b *Block) group(e *Event) uint32 {
-	start := len(b.attrs)
-	b.attrs = binary.LittleEndian.AppendUint32(b.attrs, uint32(b.scope(e)))
+	scope := uint32(b.scope(e))
+	hash := uint64(scope)
 	for i := range e.Attrs {
-		b.attrs = binary.LittleEndian.AppendUint32(b.attrs, b.key(i, e.Attrs[i].Key))
+		// What keys there are hardly ever makes the difference.
+		hash = bits.RotateLeft64(hash, 23) * 0x9e3779b97f4a7c15
+		hash ^= maphash.String(b.index.seed, e.Attrs[i].Value)
 	}
-	values := len(b.attrs)
-	for i := range e.Attrs {
-		b.attrs = appendString(b.attrs, e.Attrs[i].Value)
-	}
-	g, known := b.index.find(b, b.attrs[start:])
-	if known {
-		b.attrs = b.attrs[:start]
-		return g
-	}
-	b.groups = append(b.groups, blockGroup{
-		scope: uint32(b.last), start: uint32(start), values: uint32(values), end: uint32(len(b.attrs)), count: uint32(len(e.Attrs)),
+	slot := b.index.slot(b, hash, func(g *blockGroup) bool {
+		if g.scope != scope || int(g.count) != len(e.Attrs) {
+			return false
+		}
+		for i, a := range b.attrs[g.attrs : g.attrs+g.count] {
+			if a != e.Attrs[i] {
+				return false
+			}
+		}
+		return true
 	})
-	return g
+	if *slot > 0 {
+		return *slot - 1
+	}
+	g := blockGroup{
+		scope: scope, hash: hash, attrs: uint32(len(b.attrs)), count: uint32(len(e.Attrs)), valuesStart: uint32(len(b.values)),
+	}
+	b.attrs = append(b.attrs, e.Attrs...)
+	for i := range e.Attrs {
+		b.values = appendString(b.values, e.Attrs[i].Value)
+	}
+	g.valuesEnd = uint32(len(b.values))
+	b.groups = append(b.groups, g)
+	*slot = uint32(len(b.groups))
+	return *slot - 1
 }
 
 func appendString(b []byte, s string) []byte {
@@ -190,21 +204,6 @@ func (b *Block) scope(e *Event) int {
 func (s *scope) matches(e *Event) bool {
 	return s.trial == e.Trial && s.run == e.Run && s.attempt == e.Attempt && s.status == e.Status && s.kind == e.Kind &&
 		s.agent == e.Agent && s.site == e.Site && s.service == e.Service && s.workload == e.Workload
-}
-
-// key is the number of an attribute's key. Events of a producer mostly have the
-// same keys in the same order, so key i is looked for in place i first.
-func (b *Block) key(i int, name string) uint32 {
-	if i < len(b.keys) && b.keys[i] == name {
-		return uint32(i)
-	}
-	k, known := b.keyIndex[name]
-	if !known {
-		k = uint32(len(b.keys))
-		b.keys = append(b.keys, name)
-		b.keyIndex[name] = k
-	}
-	return k
 }
 
 // Group reorders the events so that those with the same attributes stand
@@ -288,7 +287,7 @@ func sortMoments(m []moment) {
 // HTTP: no block info, no custom serialization. The bytes are valid until the
 // next call of a method of b.
 func (b *Block) Encode() ([]byte, error) {
-	if len(b.rows) > math.MaxUint32>>1 || len(b.attrs) > math.MaxUint32>>1 {
+	if len(b.rows) > math.MaxUint32>>1 || len(b.values) > math.MaxUint32>>1 {
 		return nil, fmt.Errorf("encode %d events: too many for one block", len(b.rows))
 	}
 	if len(b.order) != len(b.rows) {
@@ -315,19 +314,14 @@ func (b *Block) encode(column string) {
 	case "ts":
 		b.numbers(func(r *blockRow) uint64 { return uint64(r.ts) })
 	case "run":
-		for _, i := range b.order {
-			id := &b.scopeOf(i).run
-			b.buf = binary.LittleEndian.AppendUint64(b.buf, binary.BigEndian.Uint64(id[:8]))
-			b.buf = binary.LittleEndian.AppendUint64(b.buf, binary.BigEndian.Uint64(id[8:]))
-		}
+		b.scoped(16, func(value []byte, s *scope) {
+			binary.LittleEndian.PutUint64(value, binary.BigEndian.Uint64(s.run[:8]))
+			binary.LittleEndian.PutUint64(value[8:], binary.BigEndian.Uint64(s.run[8:]))
+		})
 	case "trial":
-		for _, i := range b.order {
-			b.buf = binary.LittleEndian.AppendUint32(b.buf, b.scopeOf(i).trial)
-		}
+		b.scoped(4, func(value []byte, s *scope) { binary.LittleEndian.PutUint32(value, s.trial) })
 	case "attempt":
-		for _, i := range b.order {
-			b.buf = binary.LittleEndian.AppendUint16(b.buf, b.scopeOf(i).attempt)
-		}
+		b.scoped(2, func(value []byte, s *scope) { binary.LittleEndian.PutUint16(value, s.attempt) })
 	case "workload":
 		b.dictionary(func(s *scope) string { return s.workload })
 	case "service":
@@ -364,7 +358,32 @@ func (b *Block) encode(column string) {
 	}
 }
 
-func (b *Block) scopeOf(row uint32) *scope { return &b.scopes[b.groups[b.rows[row].group].scope] }
+// scoped encodes a column of values of size bytes that rows have from their
+// scope.
+func (b *Block) scoped(size int, value func([]byte, *scope)) {
+	values := make([]byte, size*len(b.scopes))
+	for i := range b.scopes {
+		value(values[i*size:], &b.scopes[i])
+	}
+	if len(b.scopes) == 1 {
+		b.buf = appendRepeated(b.buf, values, len(b.rows))
+		return
+	}
+	for _, i := range b.order {
+		at := int(b.groups[b.rows[i].group].scope) * size
+		b.buf = append(b.buf, values[at:at+size]...)
+	}
+}
+
+// appendRepeated appends what n times, in ever larger pieces.
+func appendRepeated(b, what []byte, n int) []byte {
+	start, total := len(b), n*len(what)
+	b = append(b, what[:min(len(what), total)]...)
+	for len(b)-start < total {
+		b = append(b, b[start:start+min(len(b)-start, total-(len(b)-start))]...)
+	}
+	return b
+}
 
 func (b *Block) numbers(value func(*blockRow) uint64) {
 	for _, i := range b.order {
@@ -433,62 +452,83 @@ func appendKey(b []byte, key uint32, width int) []byte {
 func (b *Block) attributes() {
 	b.buf = binary.LittleEndian.AppendUint64(b.buf, dictionaryVersion)
 	entries := 0
-	for _, i := range b.order {
-		entries += int(b.groups[b.rows[i].group].count)
-		b.buf = binary.LittleEndian.AppendUint64(b.buf, uint64(entries))
-	}
+	b.runs(func(g *blockGroup, rows int) {
+		for range rows {
+			entries += int(g.count)
+			b.buf = binary.LittleEndian.AppendUint64(b.buf, uint64(entries))
+		}
+	})
 	if entries == 0 {
 		return
 	}
-	width := b.dictionaryHeader(b.keys, entries)
-	for _, i := range b.order {
-		g := &b.groups[b.rows[i].group]
-		for k := b.attrs[g.start+4 : g.values]; len(k) > 0; k = k[4:] {
-			b.buf = appendKey(b.buf, binary.LittleEndian.Uint32(k), width)
+	b.words = b.words[:0]
+	known := map[string]uint32{}
+	numbers := make([]uint32, len(b.attrs))
+	for i := range b.attrs {
+		k, seen := known[b.attrs[i].Key]
+		if !seen {
+			k = uint32(len(b.words))
+			b.words = append(b.words, b.attrs[i].Key)
+			known[b.attrs[i].Key] = k
 		}
+		numbers[i] = k
 	}
-	for _, i := range b.order {
-		g := &b.groups[b.rows[i].group]
-		b.buf = append(b.buf, b.attrs[g.values:g.end]...)
+	width := b.dictionaryHeader(b.words, entries)
+	// In a block that was grouped the same entries follow each other.
+	var keys []byte
+	b.runs(func(g *blockGroup, rows int) {
+		keys = keys[:0]
+		for _, k := range numbers[g.attrs : g.attrs+g.count] {
+			keys = appendKey(keys, k, width)
+		}
+		b.buf = appendRepeated(b.buf, keys, rows)
+	})
+	b.runs(func(g *blockGroup, rows int) {
+		b.buf = appendRepeated(b.buf, b.values[g.valuesStart:g.valuesEnd], rows)
+	})
+}
+
+// runs calls each for every stretch of rows of one group.
+func (b *Block) runs(each func(g *blockGroup, rows int)) {
+	for i := 0; i < len(b.order); {
+		g := b.rows[b.order[i]].group
+		first := i
+		for i++; i < len(b.order) && b.rows[b.order[i]].group == g; i++ {
+		}
+		each(&b.groups[g], i-first)
 	}
 }
 
 // Reset empties the block and keeps its memory.
 func (b *Block) Reset() {
 	clear(b.scopes)
-	clear(b.keys)
+	clear(b.attrs)
 	clear(b.scopeIndex)
-	clear(b.keyIndex)
 	b.rows, b.groups, b.scopes, b.attrs = b.rows[:0], b.groups[:0], b.scopes[:0], b.attrs[:0]
-	b.keys, b.errors, b.order = b.keys[:0], b.errors[:0], b.order[:0]
+	b.values, b.errors, b.order = b.values[:0], b.errors[:0], b.order[:0]
 	b.last, b.size = 0, 0
-	b.index.reset()
+	clear(b.index.slots)
 }
 
-// groupIndex finds the group that has given bytes: a hash table with linear
-// probing, whose entries are the groups' numbers plus one.
+// groupIndex finds a group by its hash: a table with linear probing, whose
+// entries are the groups' numbers plus one.
 type groupIndex struct {
 	seed  maphash.Seed
 	slots []uint32
-	used  int
 }
 
-// find returns the group whose bytes these are, or the number that the next
-// one gets, which the caller then adds.
-func (x *groupIndex) find(b *Block, what []byte) (group uint32, known bool) {
-	if 2*x.used >= len(x.slots) {
+// slot returns where the group that matches stands, or where it is to be put.
+func (x *groupIndex) slot(b *Block, hash uint64, matches func(*blockGroup) bool) *uint32 {
+	if 2*len(b.groups) >= len(x.slots) {
 		x.grow(b)
 	}
 	mask := uint64(len(x.slots) - 1)
-	for at := maphash.Bytes(x.seed, what) & mask; ; at = (at + 1) & mask {
+	for at := hash & mask; ; at = (at + 1) & mask {
 		if x.slots[at] == 0 {
-			x.used++
-			x.slots[at] = uint32(len(b.groups)) + 1
-			return uint32(len(b.groups)), false
+			return &x.slots[at]
 		}
-		g := &b.groups[x.slots[at]-1]
-		if bytes.Equal(b.attrs[g.start:g.end], what) {
-			return x.slots[at] - 1, true
+		if g := &b.groups[x.slots[at]-1]; g.hash == hash && matches(g) {
+			return &x.slots[at]
 		}
 	}
 }
@@ -497,16 +537,10 @@ func (x *groupIndex) grow(b *Block) {
 	x.slots = make([]uint32, max(64, 2*len(x.slots)))
 	mask := uint64(len(x.slots) - 1)
 	for i := range b.groups {
-		g := &b.groups[i]
-		at := maphash.Bytes(x.seed, b.attrs[g.start:g.end]) & mask
+		at := b.groups[i].hash & mask
 		for x.slots[at] != 0 {
 			at = (at + 1) & mask
 		}
 		x.slots[at] = uint32(i) + 1
 	}
-}
-
-func (x *groupIndex) reset() {
-	clear(x.slots)
-	x.used = 0
 }

@@ -17,8 +17,10 @@ import (
 	"github.com/invopop/jsonschema"
 )
 
-// MaxExperimentBytes is the largest experiment file, in bytes.
-const MaxExperimentBytes = 1 << 20
+// MaxExperimentBytes is the largest experiment file, in bytes. The parser's
+// time grows with the square of the number of fields: at this size it stays
+// below a second.
+const MaxExperimentBytes = 128 << 10
 
 // Fault is one thing wrong with an experiment file.
 type Fault struct {
@@ -84,6 +86,9 @@ func ParseExperiment(data []byte) (*Experiment, error) {
 	if len(data) > MaxExperimentBytes {
 		return nil, Fault{Text: fmt.Sprintf("the file has %d bytes, at most %d are allowed", len(data), MaxExperimentBytes)}
 	}
+	if line := tooDeep(data); line > 0 {
+		return nil, Fault{Line: line, Column: 1, Text: fmt.Sprintf("nested more than %d deep: no experiment is", maxNesting)}
+	}
 	file, err := parser.ParseBytes(data, 0)
 	if err != nil {
 		return nil, syntaxFault(err)
@@ -111,6 +116,38 @@ func syntaxFault(err error) error {
 		return Fault{Line: p.Line, Column: p.Column, Text: syntax.GetMessage()}
 	}
 	return Fault{Text: err.Error()}
+}
+
+// maxNesting is how deep a file may nest lists and fields within one line, or
+// brackets over several. The parser's time grows with the cube of the depth.
+const maxNesting = 64
+
+// tooDeep returns the line where a file nests too deep, or 0. Brackets within
+// texts count too: nobody writes so many.
+func tooDeep(file []byte) (line int) {
+	brackets, leading, line, begun := 0, 0, 1, false
+	for _, c := range file {
+		switch c {
+		case '\n':
+			line, leading, begun = line+1, 0, false
+			continue
+		case '[', '{':
+			brackets++
+		case ']', '}':
+			brackets = max(brackets-1, 0)
+		case '-', '?', ':', '!', '&':
+			if !begun {
+				leading++
+			}
+		case ' ', '\t':
+		default:
+			begun = true
+		}
+		if brackets > maxNesting || leading > maxNesting {
+			return line
+		}
+	}
+	return 0
 }
 
 // decoder fills Go values from the syntax tree. It does what the library's own

@@ -130,6 +130,8 @@ s3:
 		"alias":                 {"  wait: 2s", "  wait: *w", "line 9: s3.wait: anchors' aliases"},
 		"null":                  {"size: 1MB", "size:", "line 8: s3.size: no value"},
 		"empty":                 {good, "", "want one experiment"},
+		"too deep":              {"1MB", strings.Repeat("[", 65), "line 8: nested more than 64 deep"},
+		"too long":              {"name: one", "#" + strings.Repeat("x", MaxExperimentBytes), "at most 131072 are allowed"},
 		"two documents":         {"name: one", "---\nname: one\n---\nname: two", "the file has 2 documents, want one experiment"},
 	} {
 		t.Run(name, func(t *testing.T) {

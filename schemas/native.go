@@ -1,6 +1,7 @@
 package schemas
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -243,38 +244,17 @@ func (w *walker) dictionary(rows int, single bool) string {
 	if w.err != nil {
 		return ""
 	}
-	var first, top uint32
-	mixed := false
-	switch width {
-	case 0:
-		first = uint32(keys[0])
-		for _, k := range keys {
-			top = max(top, uint32(k))
-			mixed = mixed || uint32(k) != first
-		}
-	case 1:
-		first = uint32(binary.LittleEndian.Uint16(keys))
-		for i := 0; i < len(keys); i += 2 {
-			k := uint32(binary.LittleEndian.Uint16(keys[i:]))
-			top = max(top, k)
-			mixed = mixed || k != first
-		}
-	default:
-		first = binary.LittleEndian.Uint32(keys)
-		for i := 0; i < len(keys); i += 4 {
-			k := binary.LittleEndian.Uint32(keys[i:])
-			top = max(top, k)
-			mixed = mixed || k != first
-		}
-	}
-	if uint64(top) >= size {
-		w.fail("key %d in a dictionary of %d", top, size)
+	// One value in all rows is the rule, and quickly seen.
+	constant := bytes.Equal(keys[:len(keys)-1<<width], keys[1<<width:])
+	first := key(keys, width)
+	if constant && uint64(first) >= size || !constant && !below(keys, width, size) {
+		w.fail("a key beyond a dictionary of %d values", size)
 		return ""
 	}
 	if !single {
 		return ""
 	}
-	if mixed {
+	if !constant {
 		w.fail("more than one producer in a batch")
 		return ""
 	}
@@ -289,13 +269,45 @@ func (w *walker) dictionary(rows int, single bool) string {
 	return value
 }
 
+// key is the first of keys of 1 << width bytes.
+func key(keys []byte, width uint64) uint32 {
+	switch width {
+	case 0:
+		return uint32(keys[0])
+	case 1:
+		return uint32(binary.LittleEndian.Uint16(keys))
+	}
+	return binary.LittleEndian.Uint32(keys)
+}
+
+// below reports whether all keys are less than size.
+func below(keys []byte, width, size uint64) bool {
+	if width == 0 && size <= 128 {
+		// Eight at a time: a key of 128 or more has its highest bit set, any other
+		// that is too large gets it by the addition.
+		const each, high = 0x0101010101010101, 0x8080808080808080
+		for ; len(keys) >= 8; keys = keys[8:] {
+			x := binary.LittleEndian.Uint64(keys)
+			if (x|(x&^high+(128-size)*each))&high != 0 {
+				return false
+			}
+		}
+	}
+	for ; len(keys) > 0; keys = keys[1<<width:] {
+		if uint64(key(keys, width)) >= size {
+			return false
+		}
+	}
+	return true
+}
+
 func (w *walker) attributes(rows int) {
-	offsets := w.next(8 * rows)
+	column := w.next(8 * rows)
 	if w.err != nil {
 		return
 	}
 	var last uint64
-	for ; len(offsets) > 0; offsets = offsets[8:] {
+	for offsets := column; len(offsets) > 0; offsets = offsets[8:] {
 		end := binary.LittleEndian.Uint64(offsets)
 		if end < last || end-last > MaxEventAttrs {
 			w.fail("offset %d after %d, want a rise of 0 to %d", end, last, MaxEventAttrs)
@@ -308,5 +320,25 @@ func (w *walker) attributes(rows int) {
 		return
 	}
 	w.dictionary(int(last), false)
-	w.strings(int(last), MaxEventString)
+	w.values(column)
+}
+
+// values walks the entries' values, row by row as the offsets say.
+// Producers group events of the same attributes: the bytes of a row are mostly
+// those of the row before it, and need not be looked at again.
+func (w *walker) values(offsets []byte) {
+	start, size, count := w.pos, 0, 0 // of the row before
+	last := 0
+	for ; len(offsets) > 0 && w.err == nil; offsets = offsets[8:] {
+		end := int(binary.LittleEndian.Uint64(offsets))
+		n := end - last
+		last = end
+		if at := w.pos; n == count && at+size <= len(w.data) && bytes.Equal(w.data[start:start+size], w.data[at:at+size]) {
+			w.pos += size
+			continue
+		}
+		start, count = w.pos, n
+		w.strings(n, MaxEventString)
+		size = w.pos - start
+	}
 }

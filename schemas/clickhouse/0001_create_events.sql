@@ -31,7 +31,6 @@ CREATE TABLE IF NOT EXISTS events
     attrs         Map(LowCardinality(String), String) CODEC(ZSTD(3)),
     producer      LowCardinality(String) CODEC(ZSTD(1)),
     seq           UInt64                 CODEC(DoubleDelta, ZSTD(1)),
-    INDEX kinds kind TYPE set(16) GRANULARITY 4,
     INDEX times ts TYPE minmax GRANULARITY 1
 )
 ENGINE = MergeTree
@@ -40,4 +39,5 @@ SETTINGS
     non_replicated_deduplication_window = 10000,
     string_serialization_version = 'single_stream',
     min_compress_block_size = 262144,
-    max_compress_block_size = 1048576;
+    max_compress_block_size = 1048576,
+    auto_statistics_types = '';

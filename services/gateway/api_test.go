@@ -14,11 +14,15 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/transferlab/transferlab/bus"
+	"github.com/transferlab/transferlab/bus/bustest"
+	"github.com/transferlab/transferlab/bus/node"
 	"github.com/transferlab/transferlab/schemas"
 	"github.com/transferlab/transferlab/services/gateway/api"
 	"github.com/transferlab/transferlab/services/gateway/client"
+	"github.com/transferlab/transferlab/services/internal/clickhouse/chtest"
 )
 
 const smallFile = `name: small
@@ -511,6 +515,12 @@ func TestStatus(t *testing.T) {
 	if err := r.operator.PublishBatch(t.Context(), "s3-loader", "1", bus.FormatNative, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
+	// The collector's own note of how far it is: one batch behind.
+	stream := must(r.operator.EventStream(t.Context()))
+	note := must(bus.OpenBucket[position](t.Context(), r.operator, bus.BucketCollector))
+	if _, err := note.Put(t.Context(), "events", position{Created: stream.Created, Done: stream.Last - 1}); err != nil {
+		t.Fatal(err)
+	}
 	s, err := r.client.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -521,6 +531,9 @@ func TestStatus(t *testing.T) {
 	}
 	if len(services) != 4 || services["scheduler"] != "" || services["gateway"] != "" || services["collector"] == "" || services["s3-loader"] == "" || s.Healthy {
 		t.Errorf("services %v, healthy %v; want scheduler and gateway only", services, s.Healthy)
+	}
+	if s.Events.Lag == nil || *s.Events.Lag != 1 {
+		t.Errorf("lag %v, want 1", s.Events.Lag)
 	}
 	if s.Events.Batches != 1 || s.Events.MaxBytes == 0 || s.Events.Error != "" {
 		t.Errorf("events %+v", s.Events)
@@ -682,5 +695,47 @@ func TestIndexSurvivesDeletion(t *testing.T) {
 			t.Fatal("the deleted run is still listed")
 		case <-time.After(5 * time.Millisecond):
 		}
+	}
+}
+
+// Without its database a gateway serves what it can and says what is wrong.
+func TestWithoutDatabase(t *testing.T) {
+	closed := must(net.Listen("tcp", "127.0.0.1:0"))
+	address := closed.Addr().String()
+	_ = closed.Close()
+	r := newRig(t, func(c *Config) {
+		c.ClickHouse = "clickhouse://reader:secret-word@" + address + "/transferlab?http_url=http://" + address
+	})
+	if page, err := r.client.Runs(t.Context(), client.ListOptions{}); err != nil || len(page.Runs) != 0 {
+		t.Errorf("runs: %+v, %v", page, err)
+	}
+	var b strings.Builder
+	if err := r.client.SQL(t.Context(), "SELECT 1", "", &b); client.Status(err) != 503 || strings.Contains(err.Error(), "secret-word") {
+		t.Errorf("SQL: %v, want 503", err)
+	}
+	if _, err := r.client.Report(t.Context(), "latest"); client.Status(err) != 503 {
+		t.Errorf("report: %v, want 503", err)
+	}
+	if s, err := r.client.Status(t.Context()); err != nil || s.Healthy || s.ClickHouse.Error == "" {
+		t.Errorf("status: %+v, %v", s, err)
+	}
+	if resp := r.request("GET", "/healthz", ""); resp.StatusCode != 503 {
+		t.Errorf("health: %s, want 503", resp.Status)
+	}
+}
+
+// What time cannot cure ends the gateway with the reason.
+func TestWrongPassword(t *testing.T) {
+	r := newRig(t, nil)
+	cfg := r.gateway.cfg
+	cfg.ClickHouse = strings.Replace(cfg.ClickHouse, chtest.ReaderPassword, "another-one", 1)
+	n := must(node.New(node.Service{Name: "gateway", Short: "test"}, "0.1.0", bustest.Join(t, r.nats, bus.RoleGateway), prometheus.NewRegistry(), r.gateway.log))
+	err := New(cfg, n).Run(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "AUTHENTICATION_FAILED") && !strings.Contains(err.Error(), "516") || strings.Contains(err.Error(), "another-one") {
+		t.Errorf("%v, want authentication failed", err)
+	}
+	cfg.Token = ""
+	if err := New(cfg, must(node.New(node.Service{Name: "gateway", Short: "test"}, "0.1.0", bustest.Join(t, r.nats, bus.RoleGateway), prometheus.NewRegistry(), r.gateway.log))).Run(t.Context()); err == nil {
+		t.Error("a configuration without a token is taken")
 	}
 }

@@ -76,6 +76,10 @@ func (g *Gateway) Addr() net.Addr {
 	return nil
 }
 
+// firstPatience is how long a gateway that starts waits for ClickHouse before it
+// serves without.
+const firstPatience = 3 * time.Second
+
 // Run serves until ctx ends.
 func (g *Gateway) Run(ctx context.Context) error {
 	if err := g.cfg.Validate(); err != nil {
@@ -95,7 +99,11 @@ func (g *Gateway) Run(ctx context.Context) error {
 	defer parts.Wait()
 	defer stop(nil)
 
-	if err := g.openDatabase(ctx); err != nil {
+	// A lab without its database still shows its runs and says what is wrong.
+	first, cancel := context.WithTimeout(ctx, firstPatience)
+	err = g.openDatabase(first)
+	cancel()
+	if err != nil {
 		if clickhouse.IsPermanent(err) {
 			return err
 		}

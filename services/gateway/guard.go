@@ -17,9 +17,12 @@ import (
 	"github.com/transferlab/transferlab/services/internal/report"
 )
 
-// bodyPatience is how long a client may take between two pieces of a body or
-// of an answer.
-const bodyPatience = 30 * time.Second
+// How long a client may take between two pieces of a body or of an answer, and
+// for a whole body.
+const (
+	bodyPatience  = 30 * time.Second
+	wholePatience = 2 * time.Minute
+)
 
 // guard stands in front of everything: rate, token, slow bodies.
 func (g *Gateway) guard(next http.Handler) http.Handler {
@@ -58,23 +61,28 @@ func (g *Gateway) guard(next http.Handler) http.Handler {
 			// A copy: the server finds out by the body's type whether all of it
 			// was read, and would take the rest for the next request.
 			patient := *r
-			patient.Body = &patientBody{ReadCloser: r.Body, control: http.NewResponseController(w)}
+			patient.Body = &patientBody{ReadCloser: r.Body, control: http.NewResponseController(w), until: time.Now().Add(wholePatience)}
 			r = &patient
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// patientBody bounds the time between two pieces of a body. The deadline must
-// be gone when the body is: the server reads on to notice that the client
-// leaves, and would take a deadline that passes for that.
+// patientBody bounds the time of a body. The deadline must be gone when the
+// body is: the server reads on to notice that the client leaves, and would take
+// a deadline that passes for that.
 type patientBody struct {
 	io.ReadCloser
 	control *http.ResponseController
+	until   time.Time
 }
 
 func (b *patientBody) Read(p []byte) (int, error) {
-	_ = b.control.SetReadDeadline(time.Now().Add(bodyPatience))
+	deadline := time.Now().Add(bodyPatience)
+	if b.until.Before(deadline) {
+		deadline = b.until
+	}
+	_ = b.control.SetReadDeadline(deadline)
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
 		_ = b.control.SetReadDeadline(time.Time{})

@@ -10,8 +10,8 @@ import (
 	"github.com/transferlab/transferlab/bus"
 	"github.com/transferlab/transferlab/schemas"
 	"github.com/transferlab/transferlab/services/gateway/api"
-	"github.com/transferlab/transferlab/services/gateway/measure"
 	"github.com/transferlab/transferlab/services/internal/clickhouse"
+	"github.com/transferlab/transferlab/services/internal/plan"
 )
 
 func problem(status int, format string, args ...any) *api.Problem {
@@ -61,7 +61,7 @@ func (g *Gateway) explain(ctx context.Context, err error) error {
 	var (
 		known    *api.Problem
 		refused  *bus.RequestError
-		tooLarge *measure.TooLargeError
+		tooLarge *plan.TooLargeError
 	)
 	switch {
 	case err == nil:

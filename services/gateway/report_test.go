@@ -334,6 +334,36 @@ func TestReportLastAttempt(t *testing.T) {
 	}
 }
 
+// A run that goes on has figures and no verdict.
+func TestReportRunning(t *testing.T) {
+	r := newRig(t, nil)
+	x := r.make(making{file: madeFile, requests: 10, edit: func(x *made) {
+		x.run.State, x.run.TrialsDone, x.run.Finished = schemas.RunRunning, 5, time.Time{}
+		for p, events := range x.events {
+			kept := events[:0]
+			for _, e := range events {
+				if e.Trial < 5 {
+					kept = append(kept, e)
+				}
+			}
+			x.events[p] = kept
+		}
+		for key := range x.states {
+			var trial int
+			if _, _ = fmt.Sscan(strings.Split(key, ".")[2], &trial); trial >= 5 {
+				delete(x.states, key)
+			}
+		}
+	}})
+	got, err := r.client.Report(t.Context(), x.run.ID.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Verdict != report.VerdictRunning || !got.Validity.Valid || got.Accounting.Requests != 5*20 {
+		t.Errorf("verdict %s %+v, %+v, want none yet and 100 requests", got.Verdict, got.Validity, got.Accounting)
+	}
+}
+
 func TestReportThresholds(t *testing.T) {
 	r := newRig(t, nil)
 	file := strings.Replace(madeFile, "max: 10s", "max: 2ms", 1) + ""

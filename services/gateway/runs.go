@@ -15,6 +15,7 @@ import (
 	"github.com/transferlab/transferlab/schemas"
 	"github.com/transferlab/transferlab/services/gateway/api"
 	"github.com/transferlab/transferlab/services/gateway/measure"
+	"github.com/transferlab/transferlab/services/internal/plan"
 )
 
 // How long the scheduler may take to answer; planning a large experiment takes
@@ -125,46 +126,11 @@ func parse(file []byte) (*schemas.Experiment, error) {
 	if len(file) == 0 {
 		return nil, problem(http.StatusUnprocessableEntity, "no experiment file: the body is empty, want its YAML text")
 	}
-	if line := tooDeep(file); line > 0 {
-		return nil, invalidFile(schemas.Fault{Line: line, Column: 1, Text: fmt.Sprintf("nested more than %d deep: no experiment is", maxNesting)})
-	}
 	e, err := schemas.ParseExperiment(file)
 	if err != nil {
 		return nil, invalidFile(err)
 	}
 	return e, nil
-}
-
-// maxNesting is how deep a file may nest lists and fields within one line, or
-// brackets over several. The parser's time grows with the cube of the depth.
-const maxNesting = 64
-
-// tooDeep returns the line where a file nests too deep, or 0. Brackets within
-// texts count too: nobody writes so many.
-func tooDeep(file []byte) (line int) {
-	brackets, leading, line, begun := 0, 0, 1, false
-	for _, c := range file {
-		switch c {
-		case '\n':
-			line, leading, begun = line+1, 0, false
-			continue
-		case '[', '{':
-			brackets++
-		case ']', '}':
-			brackets = max(brackets-1, 0)
-		case '-', '?', ':', '!', '&':
-			if !begun {
-				leading++
-			}
-		case ' ', '\t':
-		default:
-			begun = true
-		}
-		if brackets > maxNesting || leading > maxNesting {
-			return line
-		}
-	}
-	return 0
 }
 
 func (g *Gateway) submit(ctx context.Context, in *fileInput) (schemas.Run, error) {
@@ -173,7 +139,7 @@ func (g *Gateway) submit(ctx context.Context, in *fileInput) (schemas.Run, error
 	if err != nil {
 		return schemas.Run{}, err
 	}
-	if err := measure.CheckSize(e); err != nil {
+	if err := plan.CheckSize(e); err != nil {
 		return schemas.Run{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, schedulerPatience)
@@ -229,7 +195,7 @@ func (g *Gateway) putSchedule(ctx context.Context, in *scheduleInput) (*struct{ 
 	if err != nil {
 		return nil, err
 	}
-	if err := measure.CheckSize(e); err != nil {
+	if err := plan.CheckSize(e); err != nil {
 		return nil, g.explain(ctx, err)
 	}
 	cron := strings.TrimSpace(in.Cron)

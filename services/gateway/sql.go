@@ -146,7 +146,7 @@ type exportInput struct {
 // exportFormats are ClickHouse's names, with the settings that make them what
 // other programs read.
 func exportFormats(name string) (format string, settings map[string]string) {
-	settings = map[string]string{"output_format_json_quote_64bit_integers": "0"}
+	settings = map[string]string{"output_format_json_quote_64bit_integers": "0", "output_format_json_escape_forward_slashes": "0"}
 	switch name {
 	case "csv":
 		return "CSVWithNames", settings
@@ -192,7 +192,7 @@ func (g *Gateway) export(ctx context.Context, in *exportInput) (*huma.StreamResp
 	}
 	if in.View == "events" {
 		// The table's own order: rows come as they are read.
-		order = " ORDER BY run, trial, kind, agent, ts, seq"
+		order = " ORDER BY run, trial, producer, seq"
 	}
 	query := "SELECT * FROM " + in.View + " WHERE " + where + order + " FORMAT " + format
 	media := contentType(format)

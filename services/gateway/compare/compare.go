@@ -75,6 +75,7 @@ type Test struct {
 // tests and seed, same answers.
 func Judge(tests []Test, o Options, seed string) ([]report.Difference, error) {
 	results := make([]report.Difference, len(tests))
+	apart := make([]bool, len(tests))
 	faults := make([]error, len(tests))
 	draws := o.resamples
 	if draws == 0 {
@@ -87,6 +88,7 @@ func Judge(tests []Test, o Options, seed string) ([]report.Difference, error) {
 			for i := range next {
 				key := sha256.Sum256(fmt.Appendf(nil, "compare 1 %s %v %s", seed, tests[i].Values, tests[i].Metric))
 				results[i], faults[i] = measureDifference(&tests[i], draws, rand.New(rand.NewChaCha8(key)))
+				apart[i] = tests[i].Over == overTrials || separated(tests[i].A, tests[i].B)
 			}
 		})
 	}
@@ -105,7 +107,7 @@ func Judge(tests []Test, o Options, seed string) ([]report.Difference, error) {
 	for i, corrected := range holm(p) {
 		d := &results[i]
 		d.PHolm = corrected
-		d.Verdict = verdict(d, o)
+		d.Verdict = verdict(d, apart[i], o)
 		if d.Over == overTrials && d.Caveat == "" && d.Verdict == report.Underpowered && leastP(d.NA, d.NB)*float64(len(tests)) >= o.Alpha {
 			d.Caveat = tooFewTrials(d.NA, d.NB, len(tests), o.Alpha)
 		}
@@ -166,16 +168,33 @@ func tooFewTrials(n, m, tests int, alpha float64) string {
 		n, m, alpha, tests, need, need)
 }
 
+// separated reports whether the medians of all trials of one side lie beyond
+// those of the other. Where they do not, trials differ among themselves by as
+// much as the runs do, which resampled requests cannot show.
+func separated(a, b Data) bool {
+	bounds := func(d Data) (least, most float64) {
+		least, most = math.Inf(1), math.Inf(-1)
+		for _, trial := range d {
+			m := median(slices.Sorted(slices.Values(trial)))
+			least, most = min(least, m), max(most, m)
+		}
+		return least, most
+	}
+	leastA, mostA := bounds(a)
+	leastB, mostB := bounds(b)
+	return mostA < leastB || mostB < leastA
+}
+
 // verdict decides. A difference counts when the test finds one, the interval
 // excludes equality and the effect is large enough to matter; its absence when
 // the whole interval lies within the effects that do not matter.
-func verdict(d *report.Difference, o Options) string {
+func verdict(d *report.Difference, apart bool, o Options) string {
 	if d.Ratio == nil || d.RatioLow == nil || d.RatioHigh == nil {
 		return report.Underpowered
 	}
 	most := 1 + o.MinEffect
 	least := 1 / most
-	found := d.PHolm < o.Alpha && (*d.RatioLow > 1 || *d.RatioHigh < 1)
+	found := apart && d.PHolm < o.Alpha && (*d.RatioLow > 1 || *d.RatioHigh < 1)
 	if *d.RatioLow >= least && *d.RatioHigh <= most {
 		return report.NoDifference
 	}
@@ -428,6 +447,6 @@ func methods() map[string]string {
 		"p":            "two-sided Mann-Whitney U test, exact up to 50 values a side without ties and 25 with, else normal approximation with tie and continuity correction (Mann & Whitney 1947)",
 		"p_holm":       "corrected for all tests of the comparison (Holm 1979)",
 		"sample_unit":  "trials (their medians, their throughput) where both runs have 5 or more of the cell, else requests",
-		"verdict":      "better or worse: p_holm below alpha, interval without 1, and ratio beyond the minimal effect; no difference: the interval lies within the minimal effect; underpowered: neither",
+		"verdict":      "better or worse: p_holm below alpha, interval without 1, ratio beyond the minimal effect and, when requests were resampled, the medians of all trials of one run beyond those of the other; no difference: the interval lies within the minimal effect; underpowered: neither",
 	}
 }

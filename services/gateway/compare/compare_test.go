@@ -164,6 +164,34 @@ func TestJudgeIsDeterministic(t *testing.T) {
 	}
 }
 
+// Requests by the thousand do not outweigh trials that differ among themselves.
+func TestTrialsThatDiffer(t *testing.T) {
+	random := rand.New(rand.NewPCG(4, 5))
+	trial := func(level float64) []float64 {
+		v := make([]float64, 1000)
+		for i := range v {
+			v[i] = level * (1 + random.Float64())
+		}
+		return v
+	}
+	for _, c := range []struct {
+		a, b Data
+		want string
+	}{
+		{Data{trial(1), trial(2)}, Data{trial(1.5), trial(3)}, report.Underpowered},
+		{Data{trial(1), trial(2)}, Data{trial(2.5), trial(3)}, report.Worse},
+		{Data{trial(1)}, Data{trial(3)}, report.Worse},
+	} {
+		results, err := Judge([]Test{{Metric: Service, Over: overRequests, A: c.a, B: c.b}}, usual, "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if results[0].Verdict != c.want || results[0].PHolm > .001 {
+			t.Errorf("%d and %d trials: %s, p %g, want %s", len(c.a), len(c.b), results[0].Verdict, results[0].PHolm, c.want)
+		}
+	}
+}
+
 // When no data of that size could show anything, the result says what could.
 func TestTooFewTrials(t *testing.T) {
 	random := rand.New(rand.NewPCG(2, 3))

@@ -72,7 +72,7 @@ func difference(a, b []float64, k int) float64 {
 			low = middle + 1
 		}
 	}
-	return unordered(low)
+	return unordered(low) + 0 // no negative zero
 }
 
 // atMost counts the differences b − a that are at most d.

@@ -10,44 +10,8 @@ import (
 	"github.com/transferlab/transferlab/services/internal/report"
 )
 
-// maxPlanned bounds the planned requests of an experiment that the gateway is
-// willing to go through, some seconds of one CPU.
-const maxPlanned = 100_000_000
-
-// TooLargeError says that an experiment is too large to be planned within a
-// request.
-type TooLargeError struct{ Requests float64 }
-
-func (e *TooLargeError) Error() string {
-	return fmt.Sprintf("the experiment plans about %.3g requests in all its trials and clients, at most %d are allowed: fewer trials, clients or requests", e.Requests, maxPlanned)
-}
-
-// CheckSize refuses experiments that are too large to plan within a request
-// ([*TooLargeError]).
-func CheckSize(e *schemas.Experiment) error {
-	cells, err := e.Cells()
-	if err != nil {
-		return fmt.Errorf("expand the matrix: %w", err)
-	}
-	var planned float64
-	for _, c := range cells {
-		requests := 4096 // what a plan goes through of a schedule without end
-		if s, ok := c.Section.(*schemas.S3); ok && s.Requests > 0 {
-			requests = min(requests, s.Requests)
-		}
-		planned += float64(clientsOf(c.Groups)) * float64(requests) * float64(e.Trials.Repeat)
-	}
-	if planned > maxPlanned {
-		return &TooLargeError{Requests: planned}
-	}
-	return nil
-}
-
 // Validate says what an experiment would do.
 func Validate(e *schemas.Experiment, seed uint64) (api.Validation, error) {
-	if err := CheckSize(e); err != nil {
-		return api.Validation{}, err
-	}
 	p, err := plan.New(e, seed)
 	if err != nil {
 		return api.Validation{}, err
@@ -93,17 +57,15 @@ func NewLayout(run *schemas.Run, statements []Statement) (*Layout, error) {
 		l.Cells = append(l.Cells, cell)
 	}
 	l.TrialCell = make([]uint32, len(cells)*e.Trials.Repeat)
-	if CheckSize(e) == nil {
-		p, err := plan.New(e, run.Seed)
-		if err != nil {
-			return nil, fmt.Errorf("plan the run again: %w", err)
+	p, err := plan.New(e, run.Seed)
+	if err != nil {
+		return nil, fmt.Errorf("plan the run again: %w", err)
+	}
+	if p.Hash == run.ScheduleHash {
+		for i := range p.Trials {
+			l.TrialCell[i] = uint32(p.Trials[i].Cell)
 		}
-		if p.Hash == run.ScheduleHash {
-			for i := range p.Trials {
-				l.TrialCell[i] = uint32(p.Trials[i].Cell)
-			}
-			return l, nil
-		}
+		return l, nil
 	}
 	const unknown = ^uint32(0)
 	for i := range l.TrialCell {

@@ -6,6 +6,7 @@ package measure
 import (
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -119,6 +120,14 @@ func (s *Statement) signed(key string) int64 {
 		return 0
 	}
 	return n
+}
+
+func (s *Statement) real(key string) float64 {
+	v, err := strconv.ParseFloat(s.Attrs[key], 64)
+	if err != nil || math.IsNaN(v) || math.IsInf(v, 0) {
+		return 0
+	}
+	return v
 }
 
 // Statements returns the closing statements of a run's tasks and trials.

@@ -178,12 +178,10 @@ func (b *builder) assign(attempts []Attempt, statements []Statement) {
 		if st.Status != schemas.StatusOK {
 			phase = schemas.TaskFailed
 		}
-		var cpu float64
-		_, _ = fmt.Sscanf(st.Attrs["cpu"], "%g", &cpu)
 		b.tasks = append(b.tasks, task{
 			key: attemptKey{st.Producer, st.Trial, st.Attempt}, agent: st.Agent, phase: phase, err: st.Error,
 			issued: st.number("issued"), recorded: st.number("recorded"), acknowledged: st.number("recorded"),
-			lag: report.Lag{P50: st.number("lag_p50_ns"), P99: st.number("lag_p99_ns"), Max: st.number("lag_max_ns")}, cpu: cpu,
+			lag: report.Lag{P50: st.number("lag_p50_ns"), P99: st.number("lag_p99_ns"), Max: st.number("lag_max_ns")}, cpu: st.real("cpu"),
 			clock: schemas.Clock{Offset: time.Duration(st.signed("clock_offset_ns")), Bound: time.Duration(st.signed("clock_bound_ns"))},
 		})
 	}

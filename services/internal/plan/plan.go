@@ -38,10 +38,46 @@ type Plan struct {
 	Hash string
 }
 
+// maxPlanned bounds the planned requests of an experiment: going through them
+// takes some seconds of one CPU.
+const maxPlanned = 100_000_000
+
+// TooLargeError says that an experiment is too large to be planned.
+type TooLargeError struct{ Requests float64 }
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("the experiment plans about %.3g requests in all its trials and clients, at most %d are allowed: fewer trials, clients or requests", e.Requests, maxPlanned)
+}
+
+// CheckSize refuses experiments that are too large to plan ([*TooLargeError]).
+func CheckSize(e *schemas.Experiment) error {
+	cells, err := e.Cells()
+	if err != nil {
+		return fmt.Errorf("expand the matrix: %w", err)
+	}
+	var planned float64
+	for _, c := range cells {
+		requests := hashedRequests
+		if s, ok := c.Section.(*schemas.S3); ok && s.Requests > 0 {
+			requests = min(requests, s.Requests)
+		}
+		for _, g := range c.Groups {
+			planned += float64(g.Clients) * float64(requests) * float64(e.Trials.Repeat)
+		}
+	}
+	if planned > maxPlanned {
+		return &TooLargeError{Requests: planned}
+	}
+	return nil
+}
+
 // New plans an experiment; seed 0 takes the experiment's own.
 func New(e *schemas.Experiment, seed uint64) (*Plan, error) {
 	if seed == 0 {
 		seed = e.Seed
+	}
+	if err := CheckSize(e); err != nil {
+		return nil, err
 	}
 	cells, err := e.Cells()
 	if err != nil {
