@@ -16,7 +16,7 @@ import (
 	"github.com/transferlab/transferlab/services/internal/clickhouse/chtest"
 )
 
-const eventsTable = `CREATE TABLE %s (
+const eventsTable = `(
 	ts DateTime64(9,'UTC') CODEC(DoubleDelta, ZSTD(1)),
 	run UUID CODEC(ZSTD(1)), trial UInt32 CODEC(ZSTD(1)),
 	workload LowCardinality(String), service LowCardinality(String), site LowCardinality(String), agent LowCardinality(String), kind LowCardinality(String),
@@ -94,8 +94,8 @@ func lc() *proto.ColLowCardinality[string] { return new(proto.ColStr).LowCardina
 func BenchmarkInsert(b *testing.B) {
 	server := chtest.Start(b)
 	conn := chtest.Conn(b)
-	const rows = 1000
-	for _, batches := range []int{100, 500, 1000} {
+	const rows = 10_000
+	for _, batches := range []int{5, 20, 50} {
 		blocks := make([][]byte, batches)
 		var bytes int64
 		for i := range blocks {
@@ -113,7 +113,7 @@ func BenchmarkInsert(b *testing.B) {
 				if err := conn.Exec(b.Context(), "DROP TABLE IF EXISTS "+table+" SYNC"); err != nil {
 					b.Fatal(err)
 				}
-				if err := conn.Exec(b.Context(), fmt.Sprintf(eventsTable, table)); err != nil {
+				if err := conn.Exec(b.Context(), "CREATE TABLE "+table+" "+eventsTable); err != nil {
 					b.Fatal(err)
 				}
 				b.SetBytes(bytes)

@@ -238,8 +238,8 @@ func Open(ctx context.Context, dsn string) (driver.Conn, error) {
 		// is closed, like many another fault: look without one.
 		if created, createErr := d.createDatabase(ctx); createErr != nil {
 			err = createErr
-		} else if created {
-			continue
+		} else if (created || Code(err) == codeUnknownDatabase) && attempt < pingAttempts {
+			continue // by us, or meanwhile by another process
 		}
 		if ctx.Err() != nil || IsPermanent(err) || attempt == pingAttempts {
 			_ = conn.Close()
@@ -252,6 +252,8 @@ func Open(ctx context.Context, dsn string) (driver.Conn, error) {
 		wait = min(2*wait, 3*time.Second)
 	}
 }
+
+const codeUnknownDatabase = 81
 
 // createDatabase creates the database if it does not exist, and says whether
 // it did.

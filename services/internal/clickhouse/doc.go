@@ -8,6 +8,14 @@
 // to [RunHost]. The engine's signal handlers and its shutdown take a whole
 // process with them, which is why it never runs inside the lab itself.
 //
+// What the engine may do is bounded twice. Its users have the rights they need
+// on one database, and the process is confined by the kernel (Landlock) to its
+// own files: it may neither read others, nor run programs, nor open connections.
+// Where the kernel cannot do that the engine runs all the same, with a warning.
+//
+// Hosting the engine needs glibc, and makes a program built without cgo load it
+// dynamically; the build tag noengine leaves it out.
+//
 // The second is what clients need: one DSN string for native and HTTP, with or
 // without TLS ([ParseDSN], [Open]), migrations ([Migrate]), inserts of blocks
 // that are already encoded ([Inserter]) and queries whose answer is passed on

@@ -517,8 +517,7 @@ func (p *process) shutdown(ctx context.Context, timeout time.Duration) error {
 // caller can act on, or nil.
 func (s *Server) explain(p *process, tcpPort, httpPort int) error {
 	text := p.tail.String()
-	var exit *exec.ExitError
-	if (errors.As(p.exitErr, &exit) && exit.ExitCode() == exitLocked) || strings.Contains(text, "Cannot lock file") {
+	if strings.Contains(text, fmt.Sprintf("Code: %d.", exitLocked)) {
 		return ErrDirLocked
 	}
 	if strings.Contains(text, "Address already in use") {

@@ -343,7 +343,7 @@ func insertUnderKills(t *testing.T, dsn func(*clickhouse.Server) string) {
 	)
 	server := chtest.StartOwn(t, func(o *clickhouse.Options) { o.MaxRestarts = 2 * rounds })
 	conn := open(t, server.LabDSN())
-	run(t, conn, fmt.Sprintf(eventsTable, "events"))
+	run(t, conn, "CREATE TABLE events "+eventsTable)
 	in, err := clickhouse.NewInserter(dsn(server))
 	if err != nil {
 		t.Fatal(err)
@@ -402,6 +402,17 @@ func run(t testing.TB, conn driver.Conn, query string, args ...any) {
 	if err := conn.Exec(t.Context(), query, args...); err != nil {
 		t.Fatalf("%s: %v", query, err)
 	}
+}
+
+// create creates a table in the engine that tests share, for this test only.
+func create(t testing.TB, conn driver.Conn, table, definition string) {
+	t.Helper()
+	run(t, conn, "CREATE TABLE "+table+" "+definition)
+	t.Cleanup(func() {
+		if err := conn.Exec(context.Background(), "DROP TABLE "+table+" SYNC"); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func count(t testing.TB, conn driver.Conn, table string) uint64 {

@@ -64,7 +64,7 @@ func TestQuerySendsABody(t *testing.T) {
 	t.Parallel()
 	d := parse(t, chtest.Start(t).LabDSN())
 	var out bytes.Buffer
-	run(t, chtest.Conn(t), "CREATE TABLE http_body (a UInt32, b String) ENGINE = MergeTree ORDER BY a")
+	create(t, chtest.Conn(t), "http_body", "(a UInt32, b String) ENGINE = MergeTree ORDER BY a")
 	if err := d.Query(t.Context(), "INSERT INTO http_body FORMAT CSV", nil, strings.NewReader("1,x\n2,y\n"), io.Discard); err != nil {
 		t.Fatal(err)
 	}

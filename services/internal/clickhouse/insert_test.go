@@ -53,7 +53,7 @@ func TestInsertStoresWhatWasEncoded(t *testing.T) {
 	var sums []uint64
 	for name, in := range inserters(t, server) {
 		table := "insert_" + name
-		run(t, conn, fmt.Sprintf(eventsTable, table))
+		create(t, conn, table, eventsTable)
 		if err := in.Insert(t.Context(), table, "a", blocks); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -80,9 +80,10 @@ func TestInsertTokenMakesRepeatingHarmless(t *testing.T) {
 	conn := chtest.Conn(t)
 	for name, in := range inserters(t, server) {
 		table := "token_" + name
-		run(t, conn, "CREATE TABLE "+table+" (n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 100")
-		run(t, conn, "CREATE TABLE "+table+"_sums (n UInt64) ENGINE = SummingMergeTree ORDER BY () SETTINGS non_replicated_deduplication_window = 100")
+		create(t, conn, table, "(n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 100")
+		create(t, conn, table+"_sums", "(n UInt64) ENGINE = SummingMergeTree ORDER BY () SETTINGS non_replicated_deduplication_window = 100")
 		run(t, conn, "CREATE MATERIALIZED VIEW "+table+"_view TO "+table+"_sums AS SELECT n FROM "+table)
+		defer run(t, conn, "DROP VIEW "+table+"_view SYNC")
 		block := numbers(t, "n", 1, 2, 3)
 		for range 3 {
 			if err := in.Insert(t.Context(), table, "same", [][]byte{block}); err != nil {
@@ -110,8 +111,8 @@ func TestInsertErrorsSayWhetherToRepeat(t *testing.T) {
 	t.Parallel()
 	server := chtest.Start(t)
 	conn := chtest.Conn(t)
-	run(t, conn, "CREATE TABLE errors (n UInt64) ENGINE = MergeTree ORDER BY n")
-	run(t, conn, "CREATE TABLE errors_parts (n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS parts_to_throw_insert = 2, parts_to_delay_insert = 2, max_delay_to_insert = 1, min_delay_to_insert_ms = 1")
+	create(t, conn, "errors", "(n UInt64) ENGINE = MergeTree ORDER BY n")
+	create(t, conn, "errors_parts", "(n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS parts_to_throw_insert = 2, parts_to_delay_insert = 2, max_delay_to_insert = 1, min_delay_to_insert_ms = 1")
 	run(t, conn, "SYSTEM STOP MERGES errors_parts")
 	good := numbers(t, "n", 1)
 	big := bytes.Repeat([]byte{0xff}, 20<<20)
@@ -175,7 +176,7 @@ func TestInsertsAtOnce(t *testing.T) {
 	conn := chtest.Conn(t)
 	for name, in := range inserters(t, server) {
 		table := "at_once_" + name
-		run(t, conn, "CREATE TABLE "+table+" (n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 1000")
+		create(t, conn, table, "(n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 1000")
 		var wg sync.WaitGroup
 		for worker := range 8 {
 			wg.Go(func() {

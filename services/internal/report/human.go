@@ -23,8 +23,8 @@ func duration(ns float64) string {
 	return digits(ns/1e9) + " s"
 }
 
-// bytes prints a number of bytes in powers of 1000.
-func bytes(n float64) string {
+// humanBytes prints a number of bytes in powers of 1000.
+func humanBytes(n float64) string {
 	for _, unit := range []string{"B", "kB", "MB", "GB", "TB"} {
 		if abs(n) < 999.5 {
 			return digits(n) + " " + unit
@@ -61,7 +61,7 @@ func inUnit(v float64, unit string) string {
 	case "ns":
 		return duration(v)
 	case "bytes/s":
-		return bytes(v) + "/s"
+		return humanBytes(v) + "/s"
 	case "ratio":
 		return percent(v)
 	case "requests/s":

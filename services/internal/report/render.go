@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -179,9 +180,9 @@ func (r *Report) writeTable(w io.Writer) error {
 	p.field("seed", "%d, schedule %s", r.Run.Seed, r.Run.ScheduleHash)
 	retried := ""
 	if r.Run.Retried > 0 {
-		retried = fmt.Sprintf(", %d attempts were given up and repeated", r.Run.Retried)
+		retried = fmt.Sprintf(", attempts given up and repeated %d", r.Run.Retried)
 	}
-	p.field("trials", "%d of %d in %d cells%s", r.Run.TrialsDone, r.Run.Trials, len(r.Cells), retried)
+	p.field("trials", "%d of %d, cells %d%s", r.Run.TrialsDone, r.Run.Trials, len(r.Cells), retried)
 	p.field("versions", "run %s, gateway %s, ClickHouse %s", r.Versions.Run, r.Versions.Gateway, r.Versions.ClickHouse)
 	machine := []string{r.Machine.OS + "/" + r.Machine.Arch, fmt.Sprintf("%d CPUs", r.Machine.CPUs)}
 	for _, s := range []string{r.Machine.CPUModel, r.Machine.Kernel} {
@@ -251,7 +252,7 @@ func (r *Report) tables(p *page) {
 		if failing {
 			row = append(row, failed)
 		}
-		row = append(row, trials, c.Clients, c.Requests, bytes(c.BytesPerS)+"/s", digits(c.RequestsPer), percent(c.ErrorRate))
+		row = append(row, trials, c.Clients, c.Requests, humanBytes(c.BytesPerS)+"/s", digits(c.RequestsPer), percent(c.ErrorRate))
 		load = append(load, append(row, lag...))
 		for j, l := range []struct {
 			name string
@@ -377,10 +378,10 @@ func (c *Comparison) writeTable(w io.Writer) error {
 		}
 		change, interval := "–", "–"
 		if d.Ratio != nil {
-			change = fmt.Sprintf("%+.1f %%", 100*(*d.Ratio-1))
+			change = fmt.Sprintf("%+.1f %%", change100(*d.Ratio))
 		}
 		if d.RatioLow != nil && d.RatioHigh != nil {
-			interval = fmt.Sprintf("%+.1f … %+.1f %%", 100*(*d.RatioLow-1), 100*(*d.RatioHigh-1))
+			interval = fmt.Sprintf("%+.1f … %+.1f %%", change100(*d.RatioLow), change100(*d.RatioHigh))
 		}
 		if d.Caveat != "" {
 			caveats[d.Caveat] = true
@@ -399,6 +400,10 @@ func (c *Comparison) writeTable(w io.Writer) error {
 	p.line("Verdicts at level %g after Holm's correction; differences below %s do not count.", c.Alpha, percent(c.MinEffect))
 	return p.err
 }
+
+// change100 is a ratio's change in per cent, to one digit, without a negative
+// zero.
+func change100(ratio float64) float64 { return math.Round(1000*(ratio-1))/10 + 0 }
 
 func probability(v float64) string {
 	if v < 0.0001 {
