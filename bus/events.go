@@ -40,10 +40,10 @@ type EventBatch struct {
 	Header   map[string][]string
 }
 
-// Content is the batch in its format, uncompressed. It fails on what cannot be
-// read, and on what would be larger than schemas.MaxBatchBytes before any memory
-// is spent on it.
-func (b *EventBatch) Content() ([]byte, error) {
+// Content is the batch in its format, uncompressed, in the memory of into if
+// that is enough. It fails on what cannot be read, and on what would be larger
+// than schemas.MaxBatchBytes before any memory is spent on it.
+func (b *EventBatch) Content(into []byte) ([]byte, error) {
 	switch b.Encoding {
 	case "":
 		return b.Data, nil
@@ -55,7 +55,10 @@ func (b *EventBatch) Content() ([]byte, error) {
 		if size > schemas.MaxBatchBytes {
 			return nil, fmt.Errorf("batch of %d bytes, at most %d are allowed", size, schemas.MaxBatchBytes)
 		}
-		data, err := s2.Decode(make([]byte, size), b.Data)
+		if size > cap(into) {
+			into = make([]byte, size)
+		}
+		data, err := s2.Decode(into[:size], b.Data)
 		if err != nil {
 			return nil, fmt.Errorf("header %s: %s: %w", HeaderEncoding, EncodingS2, err)
 		}

@@ -34,7 +34,7 @@ func TestContent(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := bus.EventBatch{Encoding: c.encoding, Data: c.data}
-			got, err := b.Content()
+			got, err := b.Content(make([]byte, 10))
 			if c.want == "" && (err != nil || !bytes.Equal(got, text)) {
 				t.Errorf("%d bytes, %v, want the %d that were sent", len(got), err, len(text))
 			}
@@ -50,7 +50,7 @@ func FuzzContent(f *testing.F) {
 	f.Add(binary.AppendUvarint(nil, 1<<40))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b := bus.EventBatch{Encoding: bus.EncodingS2, Data: data}
-		if content, err := b.Content(); err == nil && len(content) > schemas.MaxBatchBytes {
+		if content, err := b.Content(nil); err == nil && len(content) > schemas.MaxBatchBytes {
 			t.Fatalf("%d bytes", len(content))
 		}
 	})
@@ -73,7 +73,7 @@ func TestEventsAreReadFromAPosition(t *testing.T) {
 	reached := errors.New("reached")
 	next := uint64(31)
 	err := collector.ReadEvents(t.Context(), 4, func(b bus.EventBatch) error {
-		data, err := b.Content()
+		data, err := b.Content(nil)
 		if err != nil {
 			return err
 		}
@@ -96,7 +96,7 @@ func TestEventsAreReadFromAPosition(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if data, err := at.Content(); err != nil || len(data) == 0 {
+	if data, err := at.Content(nil); err != nil || len(data) == 0 {
 		t.Errorf("message 10: %d bytes, %v", len(data), err)
 	}
 	if _, err := collector.EventAt(t.Context(), 11); !errors.Is(err, bus.ErrNotFound) {

@@ -8,20 +8,22 @@ import (
 )
 
 // accept returns the one block of a message, or says why it cannot be stored.
-// The same bytes always get the same answer: a replay depends on it.
-func accept(m bus.EventBatch) (schemas.BatchInfo, error) {
-	data, err := m.Content()
+// The same bytes always get the same answer: a replay depends on it. The memory
+// that the block is in comes back too; it is that of into, if that was enough.
+func accept(m bus.EventBatch, into []byte) (schemas.BatchInfo, []byte, error) {
+	data, err := m.Content(into)
 	if err != nil {
-		return schemas.BatchInfo{}, err
+		return schemas.BatchInfo{}, nil, err
 	}
 	switch m.Format {
 	case bus.FormatNative:
 	case bus.FormatJSON:
 		if data, err = encodeJSON(data); err != nil {
-			return schemas.BatchInfo{}, err
+			return schemas.BatchInfo{}, nil, err
 		}
 	default:
-		return schemas.BatchInfo{}, fmt.Errorf("header %s: %.64q, want %s or %s", bus.HeaderFormat, m.Format, bus.FormatNative, bus.FormatJSON)
+		return schemas.BatchInfo{}, nil, fmt.Errorf("header %s: %.64q, want %s or %s", bus.HeaderFormat, m.Format, bus.FormatNative, bus.FormatJSON)
 	}
-	return schemas.InspectBatch(data)
+	info, err := schemas.InspectBatch(data)
+	return info, data, err
 }

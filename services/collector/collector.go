@@ -35,6 +35,8 @@ type Collector struct {
 	db     store
 	bucket *bus.Bucket[position]
 
+	spare sync.Pool // of *[]byte: memory of batches that are stored
+
 	// at is called before each step that a test may want to end at; an error
 	// ends the collector there as if it had been killed.
 	at func(step string) error

@@ -107,7 +107,7 @@ func TestHostileBatchesAreBuriedAndHoldUpNothing(t *testing.T) {
 		{"broken dictionary", bus.FormatNative, two(), ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := accept(bus.EventBatch{Format: c.format, Data: c.data})
+			_, _, err := accept(bus.EventBatch{Format: c.format, Data: c.data}, nil)
 			if err == nil || !strings.Contains(err.Error(), c.reason) {
 				t.Errorf("%v, want an error with %q in it", err, c.reason)
 			}
@@ -123,7 +123,7 @@ func TestHostileBatchesAreBuriedAndHoldUpNothing(t *testing.T) {
 		for range 1 + random.IntN(3) {
 			damaged[random.IntN(len(damaged))] ^= byte(1 + random.IntN(255))
 		}
-		if info, err := accept(bus.EventBatch{Format: bus.FormatNative, Data: damaged}); err == nil {
+		if info, _, err := accept(bus.EventBatch{Format: bus.FormatNative, Data: damaged}, nil); err == nil {
 			stored++
 			rows += uint64(info.Rows)
 		} else {

@@ -74,13 +74,13 @@ func TestJSONIsStrict(t *testing.T) {
 		{"too large a batch", strings.Repeat(" ", schemas.MaxBatchBytes+1), "at most"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := accept(bus.EventBatch{Format: bus.FormatJSON, Data: []byte(c.data)})
+			_, _, err := accept(bus.EventBatch{Format: bus.FormatJSON, Data: []byte(c.data)}, nil)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want an error with %q in it", err, c.want)
 			}
 		})
 	}
-	if _, err := accept(bus.EventBatch{Format: bus.FormatJSON, Data: []byte(jsonRow)}); err != nil {
+	if _, _, err := accept(bus.EventBatch{Format: bus.FormatJSON, Data: []byte(jsonRow)}, nil); err != nil {
 		t.Errorf("the row that all of these are made of: %v", err)
 	}
 }

@@ -13,12 +13,15 @@ type arrival struct {
 	wire   int                // bytes of the message
 	bytes  int                // bytes it takes here
 	block  *schemas.BatchInfo // nil when it was rejected, and is buried
+	memory []byte             // of the block
 }
 
 // load is what one insert takes: consecutive messages of the stream.
 type load struct {
 	from, to uint64
 	blocks   []schemas.BatchInfo
+	memory   [][]byte // of the blocks
+	accepted int      // messages that hold up
 	rows     int
 	wire     int // bytes of all messages, rejected ones included
 	bytes    int // bytes they take here
@@ -54,5 +57,7 @@ func (l *load) add(a arrival, now time.Time) {
 		return
 	}
 	l.blocks = append(l.blocks, *a.block)
+	l.memory = append(l.memory, a.memory)
+	l.accepted++
 	l.rows += a.block.Rows
 }

@@ -117,13 +117,14 @@ func TestMergedBlocksAreSorted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = store.Close() }()
-	if err := r.db.Exec(t.Context(), "CREATE TABLE IF NOT EXISTS unsorted AS events ENGINE = Log"); err != nil {
+	unsorted := "unsorted_" + r.name
+	if err := r.db.Exec(t.Context(), "CREATE TABLE "+unsorted+" AS events ENGINE = Log"); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Insert(t.Context(), "unsorted", r.name, merge(blocks)); err != nil {
+	if err := store.Insert(t.Context(), unsorted, r.name, merge(blocks)); err != nil {
 		t.Fatal(err)
 	}
-	const query = "SELECT toString(run), toString(trial), producer, toString(seq) FROM unsorted"
+	query := "SELECT toString(run), toString(trial), producer, toString(seq) FROM " + unsorted
 	if got, want := r.text(query+" SETTINGS max_threads = 1"), r.text(query+" ORDER BY run, trial, producer, seq"); got != want {
 		t.Errorf("merged blocks are in the order\n%s\nwant\n%s", got, want)
 	}

@@ -227,9 +227,13 @@ func (s *session) read(ctx context.Context, next uint64) {
 // judge inspects a message and buries it if it does not hold up.
 func (s *session) judge(ctx context.Context, m bus.EventBatch) (arrival, error) {
 	a := arrival{seq: m.Seq, stored: m.Stored, bytes: len(m.Data), wire: len(m.Data)}
-	info, reason := accept(m)
+	var spare []byte
+	if b, ok := s.c.spare.Get().(*[]byte); ok {
+		spare = *b
+	}
+	info, memory, reason := accept(m, spare)
 	if reason == nil {
-		a.block, a.bytes = &info, info.Bytes
+		a.block, a.bytes, a.memory = &info, info.Bytes, memory
 		return a, nil
 	}
 	s.c.log.Warn("batch rejected", "sequence", m.Seq, "error", reason)
@@ -343,6 +347,7 @@ func (s *session) insert(ctx context.Context, f *flight, again bool) {
 	}
 	m := s.c.metrics
 	block := merge(f.load.blocks)
+	first := !again
 	for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
 		started := time.Now()
 		attempt, cancel := context.WithTimeout(ctx, insertPatience)
@@ -358,7 +363,7 @@ func (s *session) insert(ctx context.Context, f *flight, again bool) {
 		}
 		s.c.report(faultDatabase, err)
 		m.retries.Inc()
-		again = true
+		again, first = true, false
 		if f.err = pause(ctx, wait); f.err != nil {
 			return
 		}
@@ -367,8 +372,15 @@ func (s *session) insert(ctx context.Context, f *flight, again bool) {
 		return
 	}
 	s.c.report(faultDatabase, nil)
+	// A request that was given up may still be reading what it was to send.
+	if first {
+		for i := range f.load.memory {
+			s.c.spare.Put(&f.load.memory[i])
+		}
+	}
+	f.load.blocks, f.load.memory = nil, nil
 	m.events.Add(float64(f.load.rows))
-	m.batches.Add(float64(len(f.load.blocks)))
+	m.batches.Add(float64(f.load.accepted))
 	m.bytes.Add(float64(f.load.wire))
 }
 
