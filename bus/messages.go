@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -227,7 +228,9 @@ func (c *Conn) settle(ctx context.Context, o Consumption, m jetstream.Msg, err e
 func (c *Conn) Bury(ctx context.Context, stream string, seq uint64, header map[string][]string, data []byte, reason string) error {
 	h := nats.Header{}
 	for k, v := range header {
-		if k != nats.MsgIdHdr {
+		// Those of the server tell it what to do with a message, such as to
+		// refuse it in another stream.
+		if !strings.HasPrefix(strings.ToLower(k), "nats-") {
 			h[k] = v
 		}
 	}

@@ -117,7 +117,7 @@ func streams(l Limits) []jetstream.StreamConfig {
 		{
 			Name: StreamDead, Subjects: []string{subjectDead + ".*"},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld, MaxBytes: l.Dead,
-			MaxAge: 30 * 24 * time.Hour, Duplicates: DuplicateWindow, MaxMsgSize: MaxMessage,
+			MaxAge: 30 * 24 * time.Hour, Duplicates: 24 * time.Hour, MaxMsgSize: MaxMessage,
 		},
 		{
 			Name: StreamTasks, Subjects: []string{subjectTasks + ".*"},

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -112,7 +113,9 @@ func peers(l *lab) []client {
 
 // awsEnv is the environment in which any S3 client finds the lab's store.
 func awsEnv(l *lab) []string {
-	env := os.Environ()
+	// The store speaks plain HTTP, and rclone refuses to start with a bundle of
+	// authorities beside a transport of its own.
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "AWS_CA_BUNDLE=") })
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION"} {
 		env = append(env, name+"="+l.env[name])
 	}
