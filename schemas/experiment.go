@@ -38,7 +38,7 @@ type Trials struct {
 	Repeat  int      `yaml:"repeat,omitempty" jsonschema:"minimum=1,description=Trials of each cell; 1 if not given."`
 	Order   string   `yaml:"order,omitempty" jsonschema:"enum=shuffled,enum=listed,description=Order of the trials: shuffled by the seed (so that drift of the machine does not favour a cell) or as listed; shuffled if not given."`
 	Timeout Duration `yaml:"timeout,omitempty" jsonschema:"description=A trial that takes longer is ended and tried again; 15m if not given."`
-	Retries int      `yaml:"retries,omitempty" jsonschema:"minimum=0,description=How often a failed trial is tried again; 2 if not given."`
+	Retries *int     `yaml:"retries,omitempty" jsonschema:"minimum=0,description=How often a failed trial is tried again; 2 if not given."`
 	Pause   Duration `yaml:"pause,omitempty" jsonschema:"description=Quiet time between trials."`
 }
 
@@ -118,7 +118,10 @@ func (e *Experiment) SetDefaults() {
 	}
 	t := &e.Trials
 	t.Repeat, t.Order = orDefault(t.Repeat, 1), orDefault(t.Order, "shuffled")
-	t.Timeout, t.Retries = orDefault(t.Timeout, Duration(15*minute)), orDefault(t.Retries, 2)
+	t.Timeout = orDefault(t.Timeout, Duration(15*minute))
+	if t.Retries == nil {
+		t.Retries = ptr(2)
+	}
 	h := &e.Health
 	h.DispatchLag, h.ClockBound = orDefault(h.DispatchLag, Duration(25*millisecond)), orDefault(h.ClockBound, Duration(100*millisecond))
 	if e.S3 != nil {
@@ -141,7 +144,7 @@ const (
 	MaxGroups  = 256
 )
 
-// Check reports every fault of the values, each under the path of its field
+// Check reports every fault of the values (after [Experiment.SetDefaults]), each under the path of its field
 // (`s3.size`), which the decoder turns into a line of the file.
 func (e *Experiment) Check() []Fault {
 	var faults faultList
@@ -185,8 +188,8 @@ func (e *Experiment) Check() []Fault {
 	if e.Trials.Repeat < 1 || e.Trials.Repeat > MaxTrials {
 		faults.add("trials.repeat", "%d, want 1 to %d", e.Trials.Repeat, MaxTrials)
 	}
-	if e.Trials.Retries < 0 || e.Trials.Retries > 100 {
-		faults.add("trials.retries", "%d, want 0 to 100", e.Trials.Retries)
+	if r := *e.Trials.Retries; r < 0 || r > 100 {
+		faults.add("trials.retries", "%d, want 0 to 100", r)
 	}
 	if orders := []string{"shuffled", "listed"}; !slices.Contains(orders, e.Trials.Order) {
 		faults.add("trials.order", "%q, want %s", e.Trials.Order, oneOf(orders))

@@ -206,9 +206,12 @@ func TestHopelessTrialFailsTheRun(t *testing.T) {
 	l.scheduler()
 	w := worker{work: func(context.Context, *schemas.Task, int) error { return errors.New("always fails") }}
 	l.agent("a", schemas.SiteAny, &w)
-	run := l.ended(l.submit(file("{site: oregon}", "trials: {retries: 1}\n")).ID)
-	if run.State != schemas.RunFailed || !strings.Contains(run.Error, "always fails") || w.begun.Load() != 2 {
-		t.Errorf("run %s after %d attempts: %s", run.State, w.begun.Load(), run.Error)
+	for retries := range int32(2) {
+		w.begun.Store(0)
+		run := l.ended(l.submit(file("{site: oregon}", fmt.Sprintf("trials: {retries: %d}\n", retries))).ID)
+		if run.State != schemas.RunFailed || !strings.Contains(run.Error, "always fails") || w.begun.Load() != 1+retries {
+			t.Errorf("%d retries: run %s after %d attempts: %s", retries, run.State, w.begun.Load(), run.Error)
+		}
 	}
 }
 

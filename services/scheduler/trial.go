@@ -45,7 +45,7 @@ func (s *Scheduler) trial(ctx context.Context, run *schemas.Run, e *schemas.Expe
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if failures >= e.Trials.Retries {
+		if failures >= *e.Trials.Retries {
 			return fmt.Errorf("trial %d failed %d times, the last time: %w", t.Index, failures+1, err)
 		}
 		s.retried.Inc()
