@@ -473,6 +473,9 @@ func (e *Experiment) Cells() ([]Cell, error) {
 	return cells, nil
 }
 
+// enoughFaults of a matrix are reported: the rest is much the same.
+const enoughFaults = 20
+
 func (e *Experiment) checkMatrix() faultList {
 	if e.Section() == nil {
 		return nil
@@ -500,6 +503,9 @@ func (e *Experiment) cells() ([]Cell, faultList) {
 					if !slices.Contains(faults, *fault) {
 						faults = append(faults, *fault)
 					}
+					if len(faults) >= enoughFaults {
+						return nil, faults
+					}
 					continue
 				}
 				next = append(next, varied)
@@ -519,6 +525,9 @@ func (e *Experiment) cells() ([]Cell, faultList) {
 			if !slices.Contains(faults, f) {
 				faults = append(faults, f)
 			}
+		}
+		if len(faults) >= enoughFaults {
+			return nil, faults
 		}
 	}
 	return cells, faults

@@ -238,9 +238,6 @@ func FuzzParseExperiment(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(e.Check()) > 0 {
-			t.Error("accepted with faults")
-		}
 		if _, err := e.Cells(); err != nil {
 			t.Errorf("accepted, but its matrix is not: %v", err)
 		}
