@@ -60,8 +60,10 @@ func TestKillTheWholeLab(t *testing.T) {
 	go func() { sent <- send(sending, recorder, 20_000) }()
 
 	file := filepath.Join(dir, "experiment.yaml")
+	// Of the run's health only losses count here, not how busy the machine is.
 	experiment := `name: killed
 workload: s3
+health: {dispatch_lag_p99: 1m}
 groups: [{site: oregon, clients: 4}]
 trials: {repeat: 12, retries: 50}
 s3: {buckets: [alpha, beta], size: 1kB, objects: 8, duration: 2s, concurrency: 2}
