@@ -200,10 +200,14 @@ func (s *Scheduler) cancelRun(ctx context.Context, q schemas.RunRef) (schemas.Ru
 
 func (s *Scheduler) resume(ctx context.Context, q schemas.RunRef) (schemas.Run, error) {
 	return s.change(ctx, q.Run, func(r *schemas.Run) error {
-		if r.State != schemas.RunCancelled && r.State != schemas.RunFailed {
+		switch r.State {
+		case schemas.RunCancelled, schemas.RunFailed:
+			r.State, r.Error, r.Finished = schemas.RunQueued, "", time.Time{}
+		case schemas.RunQueued, schemas.RunRunning:
+			// It goes on already, as after a kill of the whole lab.
+		default:
 			return conflict(r, "resumed")
 		}
-		r.State, r.Error, r.Finished = schemas.RunQueued, "", time.Time{}
 		return nil
 	})
 }
