@@ -87,7 +87,8 @@ func (c *Conn) PublishScheduled(ctx context.Context, subject, target, cron, zone
 		return err
 	}
 	opts := []jetstream.PublishOpt{jetstream.WithScheduleCron(cron), jetstream.WithScheduleTarget(target)}
-	if zone != "" {
+	// The server refuses a zone beside an interval, which has none.
+	if zone != "" && !strings.HasPrefix(cron, "@every ") {
 		opts = append(opts, jetstream.WithScheduleTimeZone(zone))
 	}
 	if _, err := c.js.Publish(ctx, subject, data, opts...); err != nil {
