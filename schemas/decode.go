@@ -245,7 +245,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	case reflect.Struct:
 		d.fields(n, v, path)
 	case reflect.Map:
-		d.labels(n, v, path)
+		d.mapping(n, v, path)
 	case reflect.Slice:
 		list, ok := n.(*ast.SequenceNode)
 		if !ok {
@@ -392,12 +392,15 @@ func yamlFields(t reflect.Type) map[string]int {
 	return fields
 }
 
-func (d *decoder) labels(n ast.Node, v reflect.Value, path string) {
+func (d *decoder) mapping(n ast.Node, v reflect.Value, path string) {
 	v.Set(reflect.MakeMap(v.Type()))
 	for _, e := range d.entries(n, path) {
 		key := keyOf(e)
-		if text, ok := d.scalar(e.Value, under(path, key), "a text"); ok {
-			v.SetMapIndex(reflect.ValueOf(key), reflect.ValueOf(text))
+		value := reflect.New(v.Type().Elem()).Elem()
+		before := len(d.faults)
+		d.value(e.Value, value, under(path, key))
+		if len(d.faults) == before {
+			v.SetMapIndex(reflect.ValueOf(key), value)
 		}
 	}
 }
@@ -517,11 +520,16 @@ func (e *Experiment) cells() ([]Cell, faultList) {
 		return nil, faults
 	}
 	for _, c := range cells {
-		s, ok := c.Section.(interface{ check(string) faultList })
-		if !ok || len(c.Values) == 0 {
+		s, ok := c.Section.(section)
+		if !ok {
 			continue
 		}
-		for _, f := range s.check("matrix") {
+		found, at := faultList{}, e.Workload
+		if len(c.Values) > 0 {
+			at = "matrix"
+			found = s.check(at)
+		}
+		for _, f := range append(found, s.checkGroups(at, c.Groups)...) {
 			if !slices.Contains(faults, f) {
 				faults = append(faults, f)
 			}

@@ -2,6 +2,7 @@ package schemas
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,7 +13,7 @@ import (
 type Experiment struct {
 	Name        string `yaml:"name" jsonschema:"required,pattern=^[a-z0-9][a-z0-9-]{0\\,62}$,description=Short name of the experiment: lower-case letters digits and hyphens."`
 	Description string `yaml:"description,omitempty" jsonschema:"description=What the experiment asks."`
-	Workload    string `yaml:"workload" jsonschema:"required,enum=s3,description=What is measured."`
+	Workload    string `yaml:"workload" jsonschema:"required,enum=s3,enum=probe,description=What is measured."`
 	Seed        uint64 `yaml:"seed,omitempty" jsonschema:"description=Fixes every random choice: same file and seed give the same schedule. 1 if not given; --seed overrides it."`
 	// Groups say who takes part.
 	Groups []Group `yaml:"groups" jsonschema:"required,minItems=1,description=Who takes part: clients at sites."`
@@ -21,7 +22,13 @@ type Experiment struct {
 	Trials     Trials      `yaml:"trials,omitempty"`
 	Thresholds []Threshold `yaml:"thresholds,omitempty" jsonschema:"description=What must hold: a miss turns into exit code 99."`
 	Health     Health      `yaml:"health,omitempty"`
-	S3         *S3         `yaml:"s3,omitempty"`
+	// Sites and Links emulate a network on the lab's machine; the run's agents
+	// are started inside it.
+	Sites map[string]Link `yaml:"sites,omitempty" jsonschema:"description=Sites emulated on this machine (needs root); the value says what the network inside the site is like."`
+	Links map[string]Link `yaml:"links,omitempty" jsonschema:"description=What lies between two emulated sites: oregon-dublin: {rtt: 140ms}."`
+	Fleet *Fleet          `yaml:"fleet,omitempty" jsonschema:"description=Cloud instances that are started for the run and gone after it."`
+	S3    *S3             `yaml:"s3,omitempty"`
+	Probe *Probe          `yaml:"probe,omitempty"`
 }
 
 // Group is a set of clients at one site.
@@ -58,15 +65,19 @@ type Health struct {
 	CPU         float64  `yaml:"generator_cpu,omitempty" json:"generator_cpu" jsonschema:"minimum=0,maximum=1,description=Share of its machine the generator's process may use; no limit if not given."`
 }
 
-// Metrics of the report, that thresholds may name.
-func thresholdMetrics() []string {
+// Metrics of a workload's report, that thresholds may name.
+func thresholdMetrics(workload string) []string {
+	latencies, others := []string{"corrected", "service", "first_byte"}, []string{"error_rate", "requests_per_s", "bytes_per_s"}
+	if workload == WorkloadProbe {
+		latencies, others = []string{"rtt", "forward", "backward"}, []string{"loss", "duplicated", "reordered", "jitter"}
+	}
 	var names []string
-	for _, latency := range []string{"corrected", "service", "first_byte"} {
+	for _, latency := range latencies {
 		for _, q := range []string{"p50", "p90", "p99", "p999", "max"} {
 			names = append(names, latency+"_"+q)
 		}
 	}
-	return append(names, "error_rate", "requests_per_s", "bytes_per_s")
+	return append(names, others...)
 }
 
 // Bounds turn a threshold's texts into numbers: nanoseconds for latencies,
@@ -84,7 +95,13 @@ func (t Threshold) Bounds() (lowest, highest *float64, err error) {
 				return nil, fmt.Errorf("%s: %w", field, err)
 			}
 			v = float64(s)
-		case t.Metric == "error_rate" || t.Metric == "requests_per_s":
+		case slices.Contains([]string{"error_rate", "loss", "duplicated", "reordered"}, t.Metric):
+			var share Share
+			if err := share.UnmarshalText([]byte(text)); err != nil {
+				return nil, fmt.Errorf("%s: %w", field, err)
+			}
+			v = float64(share)
+		case t.Metric == "requests_per_s":
 			if _, err := fmt.Sscanf(text, "%g", &v); err != nil || v < 0 {
 				return nil, fmt.Errorf("%s: %q, want a number of 0 or more", field, text)
 			}
@@ -124,8 +141,11 @@ func (e *Experiment) SetDefaults() {
 	}
 	h := &e.Health
 	h.DispatchLag, h.ClockBound = orDefault(h.DispatchLag, Duration(25*millisecond)), orDefault(h.ClockBound, Duration(100*millisecond))
-	if e.S3 != nil {
-		e.S3.SetDefaults()
+	if e.Fleet != nil {
+		e.Fleet.SetDefaults()
+	}
+	if s, ok := e.Section().(interface{ SetDefaults() }); ok {
+		s.SetDefaults()
 	}
 }
 
@@ -196,8 +216,8 @@ func (e *Experiment) Check() []Fault {
 	}
 	for i, t := range e.Thresholds {
 		at := fmt.Sprintf("thresholds[%d]", i)
-		if !slices.Contains(thresholdMetrics(), t.Metric) {
-			faults.add(at+".metric", "%q, want %s", t.Metric, oneOf(thresholdMetrics()))
+		if known := thresholdMetrics(e.Workload); !slices.Contains(known, t.Metric) {
+			faults.add(at+".metric", "%q, want %s", t.Metric, oneOf(known))
 			continue
 		}
 		if t.Max == "" && t.Min == "" {
@@ -211,28 +231,85 @@ func (e *Experiment) Check() []Fault {
 	if e.Health.CPU < 0 || e.Health.CPU > 1 {
 		faults.add("health.generator_cpu", "%g, want 0 to 1", e.Health.CPU)
 	}
-	faults = append(faults, e.checkMatrix()...)
-	if e.Workload == WorkloadS3 {
-		if e.S3 == nil {
-			faults.add("workload", "s3 needs a section `s3:`")
-		} else {
-			faults = append(faults, e.S3.check("s3")...)
+	faults = append(faults, e.checkNetwork(name.MatchString)...)
+	faults = append(faults, e.checkFleet()...)
+	if e.Section() == nil {
+		if slices.Contains(Workloads(), e.Workload) {
+			faults.add("workload", "%s needs a section `%s:`", e.Workload, e.Workload)
+		}
+		return faults
+	}
+	if s, ok := e.Section().(section); ok {
+		faults = append(faults, s.check(e.Workload)...)
+	}
+	return append(faults, e.checkMatrix()...)
+}
+
+func (e *Experiment) checkFleet() faultList {
+	if e.Fleet == nil {
+		return nil
+	}
+	faults := e.Fleet.check("fleet")
+	wanted := map[string]int{}
+	for i, g := range e.Groups {
+		wanted[g.Site] += g.Agents
+		s, known := e.Fleet.Sites[g.Site]
+		switch {
+		case !known:
+			faults.add(fmt.Sprintf("groups[%d].site", i), "%q is not one of the fleet's sites: %s", g.Site, strings.Join(slices.Sorted(maps.Keys(e.Fleet.Sites)), ", "))
+		case wanted[g.Site] > s.Count:
+			faults.add(fmt.Sprintf("groups[%d].agents", i), "%d agents at %s in all, but fleet.sites.%s.count is %d", wanted[g.Site], g.Site, g.Site, s.Count)
 		}
 	}
 	return faults
 }
 
+// section is what every workload's section can do.
+type section interface {
+	SetDefaults()
+	// check reports faults of the values under the path of the section.
+	check(at string) faultList
+	// checkGroups reports faults that show only beside the groups that take part.
+	checkGroups(at string, groups []Group) faultList
+}
+
 // Workloads lists what an experiment can measure.
-func Workloads() []string { return []string{WorkloadS3} }
+func Workloads() []string { return []string{WorkloadS3, WorkloadProbe} }
 
 // Section is the workload's own part of the experiment: a pointer to a struct,
 // or nil.
 func (e *Experiment) Section() any {
-	if e.Workload == WorkloadS3 && e.S3 != nil {
+	switch {
+	case e.Workload == WorkloadS3 && e.S3 != nil:
 		return e.S3
+	case e.Workload == WorkloadProbe && e.Probe != nil:
+		return e.Probe
 	}
 	return nil
 }
+
+// KindOf is the kind of the events that are a workload's timed operations.
+func KindOf(workload string) string {
+	if workload == WorkloadProbe {
+		return KindProbe
+	}
+	return KindRequest
+}
+
+// ServiceOf is the name of the service that executes a workload.
+func ServiceOf(workload string) string {
+	switch workload {
+	case WorkloadS3:
+		return "s3-loader"
+	case WorkloadProbe:
+		return "prober"
+	}
+	return ""
+}
+
+// OutlivesAgents reports whether a trial of the workload goes on when one of its
+// agents is gone: to a mesh that is a finding, to a load it is a failure.
+func OutlivesAgents(workload string) bool { return workload == WorkloadProbe }
 
 func oneOf(words []string) string {
 	if len(words) == 1 {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/transferlab/transferlab/schemas"
 	"github.com/transferlab/transferlab/services/internal/objectstore"
+	"github.com/transferlab/transferlab/services/internal/pace"
 	"github.com/transferlab/transferlab/services/internal/plan"
 	"github.com/transferlab/transferlab/services/s3loader/wire"
 )
@@ -83,7 +84,7 @@ func (l *loop) closed() {
 		if j.section.Duration > 0 && intended.Sub(j.start) >= time.Duration(j.section.Duration) {
 			return
 		}
-		if !s.until(intended) {
+		if !s.Until(intended) {
 			return
 		}
 		free = w.execute(r, intended, intended)
@@ -112,7 +113,7 @@ func (l *loop) open() {
 			break
 		}
 		a := arrival{r, j.start.Add(r.At)}
-		if !s.until(a.intended) {
+		if !s.Until(a.intended) {
 			l.abandon(a)
 			break
 		}
@@ -165,14 +166,14 @@ func (l *loop) abandon(a arrival) {
 	}
 }
 
-func (j *job) sleeper(count int) *sleeper {
-	s := newSleeper(count <= maxPreciseSleepers)
-	j.onStop(s.wake)
+func (j *job) sleeper(count int) *pace.Sleeper {
+	s := pace.NewSleeper(count <= maxPreciseSleepers)
+	j.onStop(s.Wake)
 	return s
 }
 
-func (j *job) closeSleeper(s *sleeper) {
-	if err := s.close(); err != nil {
+func (j *job) closeSleeper(s *pace.Sleeper) {
+	if err := s.Close(); err != nil {
 		j.log.Warn("close", "error", err)
 	}
 }

@@ -1,4 +1,4 @@
-package s3loader
+package pace
 
 import (
 	"sync"

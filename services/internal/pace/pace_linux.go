@@ -1,4 +1,4 @@
-package s3loader
+package pace
 
 import (
 	"errors"
@@ -9,18 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sleeper waits for moments. The runtime's timers end in epoll_wait, whose unit
+// Sleeper waits for moments; its zero value is not usable. The runtime's timers end in epoll_wait, whose unit
 // is the millisecond: on an idle machine they are 0.6 ms late in the median and
 // 1.1 ms at p99. A timerfd is late by 0.05 and 0.16 ms, so that no spinning is
 // needed.
-type sleeper struct {
+type Sleeper struct {
 	timer *os.File // nil: the runtime's timers must do
 	fd    int
 	fall  fallbackSleeper
 }
 
-func newSleeper(precise bool) *sleeper {
-	s := &sleeper{fall: newFallback()}
+func NewSleeper(precise bool) *Sleeper {
+	s := &Sleeper{fall: newFallback()}
 	if !precise {
 		return s
 	}
@@ -31,8 +31,8 @@ func newSleeper(precise bool) *sleeper {
 	return s
 }
 
-// until returns at t, or earlier and with false when the sleeper is woken.
-func (s *sleeper) until(t time.Time) bool {
+// Until returns at t, or earlier and with false when the Sleeper is woken.
+func (s *Sleeper) Until(t time.Time) bool {
 	d := time.Until(t)
 	if d <= 0 {
 		return !s.fall.woken()
@@ -48,16 +48,16 @@ func (s *sleeper) until(t time.Time) bool {
 	return err == nil && !s.fall.woken()
 }
 
-// wake ends this and all further waits at once. It may be called from another
+// Wake ends this and all further waits at once. It may be called from another
 // goroutine.
-func (s *sleeper) wake() {
+func (s *Sleeper) Wake() {
 	s.fall.wake()
 	if s.timer != nil {
 		_ = s.timer.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-func (s *sleeper) close() error {
+func (s *Sleeper) Close() error {
 	if s.timer == nil {
 		return nil
 	}

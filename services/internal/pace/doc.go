@@ -1,0 +1,2 @@
+// Package pace waits for moments more precisely than the runtime's timers do.
+package pace
