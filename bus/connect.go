@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"time"
@@ -22,6 +24,9 @@ type Options struct {
 	Password  string
 	CredsFile string // NATS credentials file (JWT), instead of user and password
 	CAFile    string // certificate authority of the server, PEM
+	// Socket is a unix socket to dial instead of the URL's host: a relay to the
+	// bus for who cannot reach it by network.
+	Socket string
 	// InProcess connects without a socket to a server in the same process.
 	InProcess nats.InProcessConnProvider
 	Name      string // shown in the server's connection list
@@ -84,6 +89,9 @@ func Connect(ctx context.Context, o Options) (*Conn, error) {
 	if o.InProcess != nil {
 		opts = append(opts, nats.InProcessServer(o.InProcess))
 	}
+	if o.Socket != "" {
+		opts = append(opts, nats.SetCustomDialer(socketDialer(o.Socket)))
+	}
 	nc, err := dial(ctx, o.URL, opts)
 	if err != nil {
 		return nil, err
@@ -94,6 +102,14 @@ func Connect(ctx context.Context, o Options) (*Conn, error) {
 		return nil, fmt.Errorf("open JetStream: %w", err)
 	}
 	return &Conn{nc: nc, js: js, log: log}, nil
+}
+
+// socketDialer dials one unix socket whatever address it is asked for.
+type socketDialer string
+
+// Dial implements [nats.CustomDialer].
+func (s socketDialer) Dial(string, string) (net.Conn, error) {
+	return net.DialTimeout("unix", string(s), 5*time.Second)
 }
 
 func dial(ctx context.Context, address string, opts []nats.Option) (*nats.Conn, error) {
@@ -119,6 +135,17 @@ func redact(address string) string {
 		return "(unreadable address)"
 	}
 	return u.Redacted()
+}
+
+// LocalAddress is the IP address from which the bus is reached: loopback when it
+// is in this process or behind a socket of this machine.
+func (c *Conn) LocalAddress() string {
+	if host, _, err := net.SplitHostPort(c.nc.LocalAddr()); err == nil {
+		if ip, err := netip.ParseAddr(host); err == nil {
+			return ip.WithZone("").String()
+		}
+	}
+	return "127.0.0.1"
 }
 
 // Healthy reports whether the connection is up.

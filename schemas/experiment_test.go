@@ -114,7 +114,7 @@ s3:
 		"bad bucket":            {"[alpha]", "[Alpha_1]", `line 7: s3.buckets[0]: "Alpha_1", want 3 to 63 lower-case letters`},
 		"text for a list":       {"[alpha]", "alpha", "line 7: s3.buckets: alpha, want a list"},
 		"given twice":           {"  wait: 2s", "  wait: 2s\n  wait: 3s", `line 10: mapping key "wait" already defined at [9:3]`},
-		"unknown workload":      {"workload: s3", "workload: ftp", `line 2: workload: "ftp", want s3`},
+		"unknown workload":      {"workload: s3", "workload: ftp", `line 2: workload: "ftp", want one of s3, probe`},
 		"trial without end":     {"  requests: 10\n", "", "s3.requests: not given, nor is `duration`: a trial must end"},
 		"open loop, no rate":    {"wait: 2s", "loop: open", "s3.rate: 0, want requests a second above 0"},
 		"rate in a closed loop": {"wait: 2s", "rate: 5", "line 9: s3.rate: 5, but loop is closed"},

@@ -36,7 +36,8 @@ type Run struct {
 	File         string      `json:"file"` // the experiment file's text
 	Recurring    string      `json:"recurring,omitempty"`
 	State        string      `json:"state"`
-	Error        string      `json:"error,omitempty"` // why it failed
+	Error        string      `json:"error,omitempty"`   // why it failed
+	Invalid      bool        `json:"invalid,omitempty"` // it failed because its conditions did not hold: verdict INVALID
 	Created      time.Time   `json:"created"`
 	Started      time.Time   `json:"started,omitzero"`
 	Finished     time.Time   `json:"finished,omitzero"`
@@ -75,6 +76,11 @@ type Agent struct {
 	CPUs      int       `json:"cpus"`
 	Seen      time.Time `json:"seen"`
 	Busy      int       `json:"busy"` // tasks in work
+	// Run is set for an agent that exists for one run alone: it takes part in
+	// no other, and that run is done by such agents only.
+	Run uuid.UUID `json:"run,omitzero"`
+	// Address at which other agents reach it.
+	Address string `json:"address,omitempty"`
 }
 
 // SiteAny is the site of an agent that stands in for any.
@@ -177,6 +183,7 @@ const (
 	TaskDone      = "done"
 	TaskFailed    = "failed"
 	TaskCancelled = "cancelled"
+	TaskGone      = "gone" // its agent is; said by the scheduler
 )
 
 // TaskState is what an agent says of a task.
@@ -186,6 +193,7 @@ type TaskState struct {
 	Phase    string     `json:"phase"`
 	Error    string     `json:"error,omitempty"`
 	Clock    Clock      `json:"clock"`
+	Endpoint Endpoint   `json:"endpoint,omitzero"`
 	Progress Progress   `json:"progress"`
 	Result   TaskResult `json:"result,omitzero"`
 	Updated  time.Time  `json:"updated"`
@@ -193,7 +201,25 @@ type TaskState struct {
 
 // Ended reports whether the agent is done with the task.
 func (s *TaskState) Ended() bool {
-	return s.Phase == TaskDone || s.Phase == TaskFailed || s.Phase == TaskCancelled
+	return s.Phase == TaskDone || s.Phase == TaskFailed || s.Phase == TaskCancelled || s.Phase == TaskGone
+}
+
+// Endpoint is where an agent is reached by the other agents of a trial.
+type Endpoint struct {
+	Address string `json:"address,omitempty"` // IP address
+	// Ports by what answers there, in the workload's own words.
+	Ports map[string]uint16 `json:"ports,omitempty"`
+	// Machine names the clock the agent's times are of: agents of one machine
+	// share one, whatever containers or namespaces they are in.
+	Machine string `json:"machine,omitempty"`
+}
+
+// Peer is an agent of a trial as the others need to know it.
+type Peer struct {
+	Agent    string   `json:"agent"`
+	Endpoint Endpoint `json:"endpoint"`
+	Clock    Clock    `json:"clock"`
+	Clients  []Client `json:"clients"` // without labels
 }
 
 // Clock is an agent's clock against the scheduler's: offset is what to add to
@@ -231,6 +257,11 @@ type TaskResult struct {
 type Start struct {
 	At        time.Time `json:"at"` // in the scheduler's clock
 	Cancelled bool      `json:"cancelled,omitempty"`
+	// Peers are all agents of the trial, in the order of their names.
+	Peers []Peer `json:"peers,omitempty"`
+	// Key is a secret that the agents of this attempt share, to know each
+	// other's packets by.
+	Key []byte `json:"key,omitempty"`
 }
 
 // RunProgress is announced while a run goes on.

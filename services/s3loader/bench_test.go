@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/transferlab/transferlab/schemas"
+	"github.com/transferlab/transferlab/services/internal/agent"
 	"github.com/transferlab/transferlab/services/internal/objectstore"
 	"github.com/transferlab/transferlab/services/internal/objectstore/s3test"
 )
@@ -45,7 +46,7 @@ func BenchmarkGet(b *testing.B) {
 					bareGets(b, store, &s)
 					return
 				}
-				res, err := job.Run(context.Background(), time.Now(), func(*schemas.Event) error { return nil }, func(schemas.Progress) {})
+				res, err := job.Run(context.Background(), agent.Start{At: time.Now()}, func(*schemas.Event) error { return nil }, func(schemas.Progress) {})
 				if err != nil || res.Errors > 0 || res.Bytes != uint64(b.N)*uint64(size) {
 					b.Fatal(res, err)
 				}

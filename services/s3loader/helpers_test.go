@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/transferlab/transferlab/schemas"
+	"github.com/transferlab/transferlab/services/internal/agent"
 	"github.com/transferlab/transferlab/services/internal/objectstore/embedded"
 	"github.com/transferlab/transferlab/services/internal/objectstore/s3test"
 )
@@ -116,7 +117,7 @@ func runWith(t testing.TB, ctx context.Context, cfg Config, tk *schemas.Task, l 
 		prepared()
 	}
 	var last schemas.Progress
-	res, err := job.Run(ctx, time.Now().Round(0), l.record, func(p schemas.Progress) { last = p })
+	res, err := job.Run(ctx, agent.Start{At: time.Now()}, l.record, func(p schemas.Progress) { last = p })
 	if int(res.Issued) != len(l.events) {
 		t.Errorf("%d requests issued, %d events", res.Issued, len(l.events))
 	}

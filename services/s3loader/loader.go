@@ -153,11 +153,8 @@ type job struct {
 }
 
 // Run implements agent.Job.
-func (j *job) Run(ctx context.Context, start time.Time, record func(*schemas.Event) error, progress func(schemas.Progress)) (schemas.TaskResult, error) {
-	// From here on time is measured by the monotonic clock: a wall clock that
-	// is set in the middle changes nothing.
-	now := time.Now()
-	j.start, j.record = now.Add(start.Sub(now.Round(0))), record
+func (j *job) Run(ctx context.Context, start agent.Start, record func(*schemas.Event) error, progress func(schemas.Progress)) (schemas.TaskResult, error) {
+	j.start, j.record = start.At, record
 	j.ctx, j.cancel = context.WithCancelCause(ctx)
 	defer j.cancel(nil)
 	defer context.AfterFunc(j.ctx, j.stop)()

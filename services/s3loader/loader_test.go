@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/transferlab/transferlab/schemas"
+	"github.com/transferlab/transferlab/services/internal/agent"
 	"github.com/transferlab/transferlab/services/internal/objectstore"
 	"github.com/transferlab/transferlab/services/internal/objectstore/embedded"
 	"github.com/transferlab/transferlab/services/internal/objectstore/s3test"
@@ -326,7 +327,7 @@ func TestOpenLoopCutOff(t *testing.T) {
 	ctx, cancel := context.WithDeadlineCause(t.Context(), start.Add(limit), errors.New("time is over"))
 	defer cancel()
 	l := &log{}
-	res, err := job.Run(ctx, start, l.record, func(schemas.Progress) {})
+	res, err := job.Run(ctx, agent.Start{At: start}, l.record, func(schemas.Progress) {})
 	if err == nil || err.Error() != "time is over" {
 		t.Fatal(err)
 	}
@@ -418,7 +419,7 @@ func TestRecorderFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer job.Close()
-	_, err = job.Run(t.Context(), time.Now(), func(*schemas.Event) error { return errEnough }, func(schemas.Progress) {})
+	_, err = job.Run(t.Context(), agent.Start{At: time.Now()}, func(*schemas.Event) error { return errEnough }, func(schemas.Progress) {})
 	if !errors.Is(err, errEnough) {
 		t.Fatal(err)
 	}

@@ -97,13 +97,13 @@ type job struct {
 	t *schemas.Task
 }
 
-func (j *job) Run(ctx context.Context, start time.Time, record func(*schemas.Event) error, _ func(schemas.Progress)) (schemas.TaskResult, error) {
+func (j *job) Run(ctx context.Context, start agent.Start, record func(*schemas.Event) error, _ func(schemas.Progress)) (schemas.TaskResult, error) {
 	j.w.mu.Lock()
-	j.w.started = append(j.w.started, start)
+	j.w.started = append(j.w.started, start.At)
 	j.w.mu.Unlock()
 	n := int(j.w.begun.Add(1))
 	e := schemas.Event{
-		Intended: start, Run: j.t.Run, Trial: j.t.Trial, Attempt: j.t.Attempt, Workload: "s3", Service: "s3-loader", Kind: schemas.KindRequest, Status: schemas.StatusOK,
+		Intended: start.At, Run: j.t.Run, Trial: j.t.Trial, Attempt: j.t.Attempt, Workload: "s3", Service: "s3-loader", Kind: schemas.KindRequest, Status: schemas.StatusOK,
 	}
 	if err := record(&e); err != nil {
 		return schemas.TaskResult{Issued: 1}, err

@@ -15,13 +15,17 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/transferlab/transferlab/bus"
 	"github.com/transferlab/transferlab/bus/node"
@@ -37,12 +41,29 @@ type Worker interface {
 
 // Job is one prepared task.
 type Job interface {
-	// Run does the work from start on (local clock) and returns its account.
-	// It records an event for every operation it has begun, also when ctx
-	// ends in the middle. Progress may be called at any time.
-	Run(ctx context.Context, start time.Time, record func(*schemas.Event) error, progress func(schemas.Progress)) (schemas.TaskResult, error)
+	// Run does the work from the start on and returns its account. It records
+	// an event for every operation it has begun, also when ctx ends in the
+	// middle. Progress may be called at any time.
+	Run(ctx context.Context, start Start, record func(*schemas.Event) error, progress func(schemas.Progress)) (schemas.TaskResult, error)
 	// Close frees what Prepare took.
 	Close() error
+}
+
+// Listener is a job that others of the trial reach, from the end of Prepare on.
+type Listener interface {
+	// Ports are where it listens, in the workload's own words.
+	Ports() map[string]uint16
+}
+
+// Start is what an agent knows when a trial begins.
+type Start struct {
+	// At is by the local clock and carries a monotonic reading: a wall clock
+	// that is set in the middle changes nothing for who goes by it.
+	At    time.Time
+	Clock schemas.Clock // the local clock against the scheduler's
+	// Peers are all agents of the trial with their clients, this one included.
+	Peers []schemas.Peer
+	Key   []byte // a secret that the trial's agents share
 }
 
 // Config is what an agent says of itself.
@@ -51,6 +72,8 @@ type Config struct {
 	Site      string            `help:"Site this agent stands at; * stands in for any site (one machine plays them all)." env:"TRANSFERLAB_SITE" default:"local"`
 	Labels    map[string]string `help:"Labels of this agent, such as instance_type=t3.small." env:"TRANSFERLAB_LABELS"`
 	Parallel  int               `help:"Tasks in work at a time." env:"TRANSFERLAB_PARALLEL" default:"8"`
+	Address   string            `help:"IP address at which agents elsewhere reach this one; the one it reaches the bus from if not given." env:"TRANSFERLAB_ADDRESS" placeholder:"IP"`
+	Run       string            `help:"The run that this agent exists for; it takes part in no other." env:"TRANSFERLAB_RUN" hidden:""`
 	NoCapture bool              `help:"Drop events instead of recording them, to measure what recording costs; such a run is INVALID." env:"TRANSFERLAB_NO_CAPTURE" hidden:""`
 }
 
@@ -68,6 +91,16 @@ func (c *Config) Validate() error {
 	}
 	if c.Site != schemas.SiteAny && !name.MatchString(c.Site) {
 		errs = append(errs, fmt.Errorf("--site: %q, want * or lower-case letters, digits and hyphens, at most 63", c.Site))
+	}
+	if c.Address != "" {
+		if _, err := netip.ParseAddr(c.Address); err != nil {
+			errs = append(errs, fmt.Errorf("--address: %q, want an IP address", c.Address))
+		}
+	}
+	if c.Run != "" {
+		if _, err := uuid.Parse(c.Run); err != nil {
+			errs = append(errs, fmt.Errorf("--run: %q, want the id of a run", c.Run))
+		}
 	}
 	if c.Parallel < 1 || c.Parallel > 1024 {
 		errs = append(errs, fmt.Errorf("--parallel: %d, want 1 to 1024", c.Parallel))
@@ -99,11 +132,20 @@ func New(cfg Config, n *node.Node, workload string, w Worker) *Agent {
 		}
 		cfg.Name = bus.Token(host) + "-" + workload
 	}
+	if cfg.Address == "" {
+		cfg.Address = n.Bus.LocalAddress()
+	}
+	// Validate has seen it: what is no id is none.
+	run, err := uuid.Parse(cfg.Run)
+	if err != nil {
+		run = uuid.Nil
+	}
 	return &Agent{
 		cfg: cfg, node: n, workload: workload, worker: w, log: n.Log.With("agent", cfg.Name),
 		self: schemas.Agent{
 			Name: cfg.Name, Start: rand.Text()[:12], Service: n.Service, Site: cfg.Site, Labels: maps.Clone(cfg.Labels),
 			Workloads: []string{workload}, Version: n.Version, CPUs: runtime.GOMAXPROCS(0),
+			Run: run, Address: cfg.Address,
 		},
 	}
 }
@@ -232,7 +274,7 @@ func (a *Agent) execute(ctx context.Context, t *schemas.Task, state *schemas.Tas
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	started := make(chan time.Time, 1)
+	started := make(chan schemas.Start, 1)
 	go a.awaitStart(ctx, t, started, cancel)
 
 	clock, err := measureClock(ctx, a.node.Bus)
@@ -250,23 +292,27 @@ func (a *Agent) execute(ctx context.Context, t *schemas.Task, state *schemas.Tas
 		}
 	}()
 	state.Phase = schemas.TaskReady
+	if l, ok := job.(Listener); ok {
+		state.Endpoint = schemas.Endpoint{Address: a.cfg.Address, Ports: l.Ports(), Machine: machine()}
+	}
 	if err := a.say(ctx, t, state); err != nil {
 		return none, err
 	}
-	var start time.Time
+	var start Start
 	select {
 	case <-ctx.Done():
 		return none, cause(ctx, ctx.Err())
 	case <-time.After(startPatience):
 		return none, fmt.Errorf("no start within %s", startPatience)
-	case at := <-started:
-		start = at.Add(-clock.Offset)
+	case s := <-started:
+		now := time.Now()
+		start = Start{At: now.Add(s.At.Add(-clock.Offset).Sub(now.Round(0))), Clock: clock, Peers: s.Peers, Key: s.Key}
 	}
 	return a.run(ctx, t, state, job, start)
 }
 
-func (a *Agent) run(ctx context.Context, t *schemas.Task, state *schemas.TaskState, job Job, start time.Time) (schemas.TaskResult, error) {
-	limited, cancel := context.WithDeadlineCause(ctx, start.Add(t.Timeout), fmt.Errorf("not done %s after the start", t.Timeout))
+func (a *Agent) run(ctx context.Context, t *schemas.Task, state *schemas.TaskState, job Job, start Start) (schemas.TaskResult, error) {
+	limited, cancel := context.WithDeadlineCause(ctx, start.At.Add(t.Timeout), fmt.Errorf("not done %s after the start", t.Timeout))
 	defer cancel()
 
 	var latest atomic.Pointer[schemas.Progress]
@@ -304,7 +350,7 @@ func (a *Agent) run(ctx context.Context, t *schemas.Task, state *schemas.TaskSta
 	}
 	before := processCPU()
 	result, err := job.Run(limited, start, record, func(p schemas.Progress) { latest.Store(&p) })
-	result.Elapsed = max(time.Since(start), 0)
+	result.Elapsed = max(time.Since(start.At), 0)
 	if result.Elapsed > 0 {
 		result.CPU = float64(processCPU()-before) / float64(result.Elapsed) / float64(runtime.NumCPU())
 	}
@@ -315,7 +361,7 @@ func (a *Agent) run(ctx context.Context, t *schemas.Task, state *schemas.TaskSta
 	if p := latest.Load(); p != nil {
 		state.Progress = *p
 	}
-	closing := a.closing(t, state, &result, start, recorded.Load()+1, err)
+	closing := a.closing(t, state, &result, start.At, recorded.Load()+1, err)
 	flush, cancelFlush := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancelFlush()
 	recordErr := record(closing)
@@ -373,7 +419,7 @@ func truncate(s string) string { return s[:min(len(s), schemas.MaxEventString)] 
 
 // awaitStart passes on the start of the trial and ends the task's context when
 // the trial is cancelled.
-func (a *Agent) awaitStart(ctx context.Context, t *schemas.Task, started chan<- time.Time, cancel context.CancelCauseFunc) {
+func (a *Agent) awaitStart(ctx context.Context, t *schemas.Task, started chan<- schemas.Start, cancel context.CancelCauseFunc) {
 	sent := false
 	err := a.starts.Watch(ctx, schemas.StartKey(t.Run, t.Trial, t.Attempt), func(e bus.Entry[schemas.Start]) error {
 		if e.Deleted || e.Value.Cancelled {
@@ -382,13 +428,23 @@ func (a *Agent) awaitStart(ctx context.Context, t *schemas.Task, started chan<- 
 		}
 		if !sent {
 			sent = true
-			started <- e.Value.At
+			started <- e.Value
 		}
 		return nil
 	})
 	if err != nil {
 		cancel(err)
 	}
+}
+
+// machine names this machine until it boots again: containers and namespaces
+// share it as they share the clock. Empty where it cannot be known.
+func machine() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
 }
 
 // measureClock estimates the offset of the local clock from the scheduler's by
