@@ -15,6 +15,9 @@ const (
 	RoleCollector = "collector" // bus → database
 	RoleScheduler = "scheduler" // plans and hands out
 	RoleGateway   = "gateway"   // HTTP API
+	// RoleProvisioner makes the places that runs ask for: emulated networks,
+	// fleets.
+	RoleProvisioner = "provisioner"
 )
 
 // Streams.
@@ -84,6 +87,10 @@ const (
 	// BucketCollector: how far the collector is. Written by the collector, read
 	// by the gateway.
 	BucketCollector = "COLLECTOR"
+	// BucketPlaces: what runs need that is made for them and goes with them.
+	// `want.<run>` is written by the scheduler, `place.<run>` by the
+	// provisioner.
+	BucketPlaces = "PLACES"
 	// BucketSchedules: recurring experiments. Written by the scheduler.
 	BucketSchedules = "RECURRING"
 )
@@ -138,6 +145,7 @@ func buckets() []jetstream.KeyValueConfig {
 		{Bucket: BucketTrials, Description: "tasks and starts of trials", MaxValueSize: 1 << 20, MaxBytes: 512 << 20},
 		{Bucket: BucketAgents, Description: "agents present", TTL: AgentTTL, MaxValueSize: 64 << 10, MaxBytes: 64 << 20},
 		{Bucket: BucketCollector, Description: "how far the collector is", MaxValueSize: 64 << 10, MaxBytes: 16 << 20, History: 4},
+		{Bucket: BucketPlaces, Description: "emulated networks and fleets of runs", MaxValueSize: 1 << 20, MaxBytes: 128 << 20},
 		{Bucket: BucketSchedules, Description: "recurring experiments", MaxValueSize: 4 << 20, MaxBytes: 64 << 20},
 	}
 }
@@ -198,17 +206,25 @@ func Permissions(role string) Allow {
 		return Allow{
 			Publish: join(common, read(StreamTasks), read(StreamSchedules),
 				read(bucket(BucketRuns)), read(bucket(BucketTrials)), read(bucket(BucketAgents)), read(bucket(BucketSchedules)),
+				read(bucket(BucketPlaces)),
 				[]string{
+					"$KV." + BucketPlaces + ".want.>",
 					subjectTasks + ".*", subjectSchedules + ".*", subjectProgress + ".*", subjectEvents + ".*", subjectDead + ".*",
 					"$JS.API.STREAM.PURGE." + StreamTasks, "$JS.API.STREAM.PURGE." + StreamSchedules,
 					"$KV." + BucketRuns + ".>", "$KV." + BucketTrials + ".>", "$KV." + BucketSchedules + ".>",
 				}),
 			Subscribe: []string{inbox, "$SRV.>", "scheduler.>", "$JS.FC.>"},
 		}
+	case RoleProvisioner:
+		return Allow{
+			Publish: join(common, read(bucket(BucketPlaces)), read(bucket(BucketAgents)),
+				[]string{subjectEvents + ".*", subjectDead + ".*", "$JS.API.STREAM.INFO." + StreamEvents, "$KV." + BucketPlaces + ".place.>"}),
+			Subscribe: []string{inbox, "$SRV.>", "$JS.FC.>"},
+		}
 	case RoleGateway:
 		return Allow{
 			Publish: join(common, read(bucket(BucketRuns)), read(bucket(BucketTrials)), read(bucket(BucketAgents)), read(bucket(BucketSchedules)),
-				read(bucket(BucketCollector)),
+				read(bucket(BucketPlaces)), read(bucket(BucketCollector)),
 				[]string{
 					SubjectSubmit, SubjectCancel, SubjectResume, SubjectSchedule, SubjectClock,
 					"$JS.API.STREAM.INFO.>", "$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES",

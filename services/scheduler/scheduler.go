@@ -32,6 +32,8 @@ type Scheduler struct {
 	starts    *bus.Bucket[schemas.Start]
 	agents    *bus.Bucket[schemas.Agent]
 	schedules *bus.Bucket[schemas.Recurring]
+	wants     *bus.Bucket[schemas.PlaceWanted]
+	places    *bus.Bucket[schemas.Place]
 	recorder  *bus.Recorder
 
 	mu     sync.Mutex
@@ -110,6 +112,12 @@ func (s *Scheduler) openBuckets(ctx context.Context) (err error) {
 		return err
 	}
 	if s.agents, err = bus.OpenBucket[schemas.Agent](ctx, c, bus.BucketAgents); err != nil {
+		return err
+	}
+	if s.wants, err = bus.OpenBucket[schemas.PlaceWanted](ctx, c, bus.BucketPlaces); err != nil {
+		return err
+	}
+	if s.places, err = bus.OpenBucket[schemas.Place](ctx, c, bus.BucketPlaces); err != nil {
 		return err
 	}
 	s.schedules, err = bus.OpenBucket[schemas.Recurring](ctx, c, bus.BucketSchedules)
@@ -202,7 +210,7 @@ func (s *Scheduler) resume(ctx context.Context, q schemas.RunRef) (schemas.Run, 
 	return s.change(ctx, q.Run, func(r *schemas.Run) error {
 		switch r.State {
 		case schemas.RunCancelled, schemas.RunFailed:
-			r.State, r.Error, r.Finished = schemas.RunQueued, "", time.Time{}
+			r.State, r.Error, r.Invalid, r.Finished = schemas.RunQueued, "", false, time.Time{}
 		case schemas.RunQueued, schemas.RunRunning:
 			// It goes on already, as after a kill of the whole lab.
 		default:
@@ -359,7 +367,7 @@ func (s *Scheduler) execute(ctx context.Context, id uuid.UUID) error {
 	if run.State == schemas.RunCancelling {
 		stop(errCancelled)
 	}
-	failure := s.trialsOf(runCtx, &run)
+	failure := s.placed(runCtx, &run)
 	if ctx.Err() != nil {
 		return nil // the scheduler ends, not the run
 	}
@@ -369,7 +377,7 @@ func (s *Scheduler) execute(ctx context.Context, id uuid.UUID) error {
 		case errors.Is(failure, errCancelled) || r.State == schemas.RunCancelling:
 			r.State = schemas.RunCancelled
 		case failure != nil:
-			r.State, r.Error = schemas.RunFailed, failure.Error()
+			r.State, r.Error, r.Invalid = schemas.RunFailed, failure.Error(), errors.Is(failure, errUnfit)
 		default:
 			r.State = schemas.RunDone
 		}
@@ -402,8 +410,9 @@ func (s *Scheduler) announce(run *schemas.Run, p schemas.RunProgress) error {
 	return s.node.Bus.Announce(bus.SubjectProgress(run.ID.String()), &p)
 }
 
-// trialsOf executes what is left of a run. Its error is why the run failed.
-func (s *Scheduler) trialsOf(ctx context.Context, run *schemas.Run) error {
+// placed executes a run in the place that its experiment declares, if it does.
+// Its error is why the run failed.
+func (s *Scheduler) placed(ctx context.Context, run *schemas.Run) error {
 	e, err := schemas.ParseExperiment([]byte(run.File))
 	if err != nil {
 		return fmt.Errorf("read the experiment again: %w", err)
@@ -415,6 +424,17 @@ func (s *Scheduler) trialsOf(ctx context.Context, run *schemas.Run) error {
 	if p.Hash != run.ScheduleHash {
 		return fmt.Errorf("this version plans another schedule (%s) than the one the run began with (%s): submit it anew", p.Hash, run.ScheduleHash)
 	}
+	if !e.NeedsPlace() {
+		return s.trialsOf(ctx, run, e, p)
+	}
+	if err := s.makePlace(ctx, run); err != nil {
+		return errors.Join(err, s.leavePlace(ctx, run))
+	}
+	return errors.Join(s.trialsOf(ctx, run, e, p), s.leavePlace(ctx, run))
+}
+
+// trialsOf executes what is left of a run.
+func (s *Scheduler) trialsOf(ctx context.Context, run *schemas.Run, e *schemas.Experiment, p *plan.Plan) error {
 	for run.TrialsDone < len(p.Trials) {
 		if err := context.Cause(ctx); err != nil {
 			return err

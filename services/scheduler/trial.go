@@ -3,6 +3,7 @@ package scheduler
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/transferlab/transferlab/bus"
 	"github.com/transferlab/transferlab/schemas"
@@ -25,7 +28,7 @@ func (s *Scheduler) trial(ctx context.Context, run *schemas.Run, e *schemas.Expe
 		placements := run.Placements
 		if !adopt {
 			var err error
-			if placements, err = s.place(ctx, run, t); err != nil {
+			if placements, err = s.place(ctx, run, e, t); err != nil {
 				return err
 			}
 			changed, err := s.change(ctx, run.ID, func(r *schemas.Run) error {
@@ -60,7 +63,7 @@ func (s *Scheduler) trial(ctx context.Context, run *schemas.Run, e *schemas.Expe
 }
 
 // place finds agents for every group, waiting for them for a while.
-func (s *Scheduler) place(ctx context.Context, run *schemas.Run, t *plan.Trial) ([]schemas.Placement, error) {
+func (s *Scheduler) place(ctx context.Context, run *schemas.Run, e *schemas.Experiment, t *plan.Trial) ([]schemas.Placement, error) {
 	deadline := time.Now().Add(s.cfg.AgentPatience)
 	told := false
 	for {
@@ -68,6 +71,7 @@ func (s *Scheduler) place(ctx context.Context, run *schemas.Run, t *plan.Trial) 
 		if err != nil {
 			return nil, err
 		}
+		agents = slices.DeleteFunc(agents, func(a schemas.Agent) bool { return !mayServe(&a, run, e) })
 		placements, missing := Place(t.Groups, run.Workload, agents)
 		if missing == "" {
 			return placements, nil
@@ -97,6 +101,16 @@ func (s *Scheduler) present(ctx context.Context) ([]schemas.Agent, error) {
 		agents[i] = e.Value
 	}
 	return agents, nil
+}
+
+// mayServe reports whether an agent may take part in a run: those that exist for
+// one run alone take part in no other, and a run that has such agents is done by
+// no others.
+func mayServe(a *schemas.Agent, run *schemas.Run, e *schemas.Experiment) bool {
+	if e.NeedsPlace() {
+		return a.Run == run.ID
+	}
+	return a.Run == uuid.Nil
 }
 
 // Place chooses agents for groups: agents that are at the site with the labels,
@@ -249,20 +263,30 @@ func (s *Scheduler) follow(ctx context.Context, run *schemas.Run, e *schemas.Exp
 			if u.Phase == schemas.TaskFailed || u.Phase == schemas.TaskCancelled {
 				return nil, fmt.Errorf("agent %s: %s %s", u.Agent, u.Phase, u.Error)
 			}
+			if u.Phase == schemas.TaskGone && !survives(run, tasks, states, start) {
+				return nil, fmt.Errorf("agent %s: %s", u.Agent, u.Error)
+			}
 			if start.IsZero() && all(tasks, states, func(p schemas.TaskState) bool { return p.Phase == schemas.TaskReady }) {
-				if start, err = s.start(ctx, run, t, states); err != nil {
+				if start, err = s.start(ctx, run, t, tasks, states); err != nil {
 					return nil, err
 				}
 			}
-			if all(tasks, states, func(p schemas.TaskState) bool { return p.Phase == schemas.TaskDone }) {
+			if over(tasks, states) {
 				return states, s.announceTrial(run, t, states)
 			}
 		case now := <-tick.C:
 			if err := s.announceTrial(run, t, states); err != nil {
 				return nil, err
 			}
-			if absent, err = s.missing(ctx, tasks, states, absent); err != nil {
+			var gone []string
+			if gone, absent, err = s.missing(ctx, tasks, states, absent); err != nil {
 				return nil, err
+			}
+			if err := s.bereave(ctx, run, tasks, states, gone, start); err != nil {
+				return nil, err
+			}
+			if over(tasks, states) {
+				return states, s.announceTrial(run, t, states)
 			}
 			if start.IsZero() && now.After(prepared) {
 				return nil, fmt.Errorf("not every agent was ready within %s", s.cfg.PreparePatience)
@@ -285,27 +309,73 @@ func all(tasks []*schemas.Task, states map[string]schemas.TaskState, is func(sch
 	return true
 }
 
+// over reports whether every task is done or its agent gone.
+func over(tasks []*schemas.Task, states map[string]schemas.TaskState) bool {
+	return all(tasks, states, func(p schemas.TaskState) bool { return p.Phase == schemas.TaskDone || p.Phase == schemas.TaskGone })
+}
+
+// survives reports whether a trial goes on although agents are gone: where what
+// the others see of it is what is measured.
+func survives(run *schemas.Run, tasks []*schemas.Task, states map[string]schemas.TaskState, start time.Time) bool {
+	everyone := all(tasks, states, func(p schemas.TaskState) bool { return p.Phase == schemas.TaskGone })
+	return !start.IsZero() && !everyone && schemas.OutlivesAgents(run.Workload)
+}
+
+// bereave accounts for agents that are gone: name and fate.
+func (s *Scheduler) bereave(ctx context.Context, run *schemas.Run, tasks []*schemas.Task, states map[string]schemas.TaskState, gone []string, start time.Time) error {
+	for _, why := range gone {
+		name, fate, _ := strings.Cut(why, " ")
+		i := slices.IndexFunc(tasks, func(t *schemas.Task) bool { return t.Agent == name })
+		state := states[name]
+		state.Agent, state.Phase, state.Error, state.Updated = name, schemas.TaskGone, fate, time.Now()
+		states[name] = state
+		if !survives(run, tasks, states, start) {
+			return fmt.Errorf("agent %s", why)
+		}
+		s.log.Warn("agent gone; the trial goes on", "run", run.ID, "agent", name, "fate", fate)
+		if _, err := s.tasks.Put(ctx, tasks[i].Key(), state); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // start tells every agent when to begin: late enough that the word has reached
 // the slowest of them.
-func (s *Scheduler) start(ctx context.Context, run *schemas.Run, t *plan.Trial, states map[string]schemas.TaskState) (time.Time, error) {
+func (s *Scheduler) start(ctx context.Context, run *schemas.Run, t *plan.Trial, tasks []*schemas.Task, states map[string]schemas.TaskState) (time.Time, error) {
+	begin := schemas.Start{Key: make([]byte, 32)}
+	// It never fails.
+	_, _ = rand.Read(begin.Key)
+	for _, task := range tasks {
+		state := states[task.Agent]
+		if state.Endpoint.Address == "" {
+			continue
+		}
+		peer := schemas.Peer{Agent: task.Agent, Endpoint: state.Endpoint, Clock: state.Clock}
+		for _, c := range task.Clients {
+			c.Labels = nil
+			peer.Clients = append(peer.Clients, c)
+		}
+		begin.Peers = append(begin.Peers, peer)
+	}
 	lead := 100 * time.Millisecond
 	for _, state := range states {
 		lead = max(lead, 8*state.Clock.Bound)
 	}
-	at := time.Now().Add(min(lead, 10*time.Second))
-	if _, err := s.starts.Put(ctx, schemas.StartKey(run.ID, t.Index, run.Attempt), schemas.Start{At: at}); err != nil {
-		return at, err
+	begin.At = time.Now().Add(min(lead, 10*time.Second))
+	if _, err := s.starts.Put(ctx, schemas.StartKey(run.ID, t.Index, run.Attempt), begin); err != nil {
+		return begin.At, err
 	}
-	return at, nil
+	return begin.At, nil
 }
 
-// missing fails when an agent of the trial is gone or was restarted. An
-// announcement that is only late does not count: the agent must be absent for
-// as long as its announcements live, seen from here too.
-func (s *Scheduler) missing(ctx context.Context, tasks []*schemas.Task, states map[string]schemas.TaskState, absent map[string]time.Time) (map[string]time.Time, error) {
+// missing tells which agents of the trial are gone or were restarted: name and
+// fate. An announcement that is only late does not count: the agent must be
+// absent for as long as its announcements live, seen from here too.
+func (s *Scheduler) missing(ctx context.Context, tasks []*schemas.Task, states map[string]schemas.TaskState, absent map[string]time.Time) (gone []string, _ map[string]time.Time, _ error) {
 	agents, err := s.present(ctx)
 	if err != nil {
-		return absent, err
+		return nil, absent, err
 	}
 	still := map[string]time.Time{}
 	for _, task := range tasks {
@@ -316,7 +386,7 @@ func (s *Scheduler) missing(ctx context.Context, tasks []*schemas.Task, states m
 		i := slices.IndexFunc(agents, func(a schemas.Agent) bool { return a.Name == task.Agent })
 		if i >= 0 {
 			if known && agents[i].Start != state.Start {
-				return nil, fmt.Errorf("agent %s was restarted in the middle", task.Agent)
+				gone = append(gone, task.Agent+" was restarted in the middle")
 			}
 			continue
 		}
@@ -325,11 +395,11 @@ func (s *Scheduler) missing(ctx context.Context, tasks []*schemas.Task, states m
 			since = time.Now()
 		}
 		if time.Since(since) > bus.AgentTTL {
-			return nil, fmt.Errorf("agent %s is gone", task.Agent)
+			gone = append(gone, task.Agent+" is gone: no word from it for "+bus.AgentTTL.String())
 		}
 		still[task.Agent] = since
 	}
-	return still, nil
+	return gone, still, nil
 }
 
 // abandon tells the agents that an attempt is over and waits a little for them

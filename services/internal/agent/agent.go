@@ -235,7 +235,7 @@ func (a *Agent) task(ctx context.Context, t schemas.Task) error {
 		// This very task was begun and not finished, by an earlier start of
 		// this agent or a delivery that lost its lease: its attempt is over.
 		state := earlier.Value
-		state.Phase, state.Error = schemas.TaskFailed, "the agent was restarted in the middle"
+		state.Phase, state.Error = schemas.TaskGone, "was restarted in the middle"
 		return a.say(ctx, &t, &state)
 	case !errors.Is(err, bus.ErrNotFound):
 		return err
