@@ -47,6 +47,11 @@ type Place struct {
 // run: attrs are those of [PlaceCheck].
 const KindGate = "gate"
 
+// KindLink is the provisioner's statement on what a link of an emulated network
+// did while it stood; its status is not ok when the network lost packets that
+// nobody asked it to lose.
+const KindLink = "link"
+
 // PlaceCheck compares what was set with what was measured.
 type PlaceCheck struct {
 	Link      string  `json:"link"` // `oregon-dublin`, or a site for the network inside it

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -102,8 +104,8 @@ func (g *Gateway) input(ctx context.Context, reference string) (measure.Input, e
 	if in.Run, err = g.run(ctx, reference); err != nil {
 		return in, err
 	}
-	if in.Run.Workload != schemas.WorkloadS3 {
-		return in, problem(http.StatusUnprocessableEntity, "run %s is of workload %q: reports exist for %s", in.Run.ID, in.Run.Workload, schemas.WorkloadS3)
+	if !slices.Contains(schemas.Workloads(), in.Run.Workload) {
+		return in, problem(http.StatusUnprocessableEntity, "run %s is of workload %q: this version reports on %s", in.Run.ID, in.Run.Workload, strings.Join(schemas.Workloads(), ", "))
 	}
 	states, err := g.tasks.List(ctx, "task."+in.Run.ID.String()+".>")
 	if err != nil {

@@ -6,7 +6,7 @@ SELECT
     attempt,
     count()                      AS stored,
     groupBitmap(seq)             AS distinct_seqs,
-    countIf(kind = 'request')    AS requests,
+    countIf(kind = {kind:String})    AS requests,
     countIf(kind = 'trial' AND status = 'ok') AS closed
 FROM events
 WHERE run = {run:UUID}

@@ -12,14 +12,15 @@ var files embed.FS
 
 // Names of the queries.
 const (
-	Attempts   = "attempts"      // stored events by producer, trial and attempt
-	Statements = "statements"    // what agents and scheduler said of tasks and trials
-	S3Cells    = "s3_cells"      // exact quantiles by cell
-	S3Statuses = "s3_statuses"   // requests by cell and status
-	S3Elapsed  = "s3_elapsed"    // duration of trials
-	S3Trials   = "s3_trials"     // medians by trial
-	S3Samples  = "s3_samples"    // a sample of requests by cell
-	Placements = "s3_placements" // which agent acted at which site
+	Attempts   = "attempts"    // stored events by producer, trial and attempt
+	Statements = "statements"  // what agents, scheduler and provisioner said
+	Cells      = "cells"       // exact quantiles by cell
+	Statuses   = "statuses"    // operations by cell and status
+	Elapsed    = "elapsed"     // duration of trials
+	Trials     = "trials"      // medians by trial
+	Samples    = "samples"     // a sample of operations by cell
+	Placements = "placements"  // which agent acted at which site
+	ProbePaths = "probe_paths" // what was measured between sites
 )
 
 // Query returns the text of a query. Unknown names are a programming error and

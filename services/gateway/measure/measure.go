@@ -79,10 +79,10 @@ type Attempt struct {
 	Closed   uint64 // the scheduler's statement that the trial is done
 }
 
-// Attempts returns what is stored of a run.
-func (s *Source) Attempts(ctx context.Context, run uuid.UUID) ([]Attempt, error) {
+// Attempts returns what is stored of a run whose operations are of a kind.
+func (s *Source) Attempts(ctx context.Context, run uuid.UUID, kind string) ([]Attempt, error) {
 	var all []Attempt
-	err := s.query(ctx, reports.Attempts, clickhouse.Parameters{"run": run.String()}, func(r driver.Rows) error {
+	err := s.query(ctx, reports.Attempts, clickhouse.Parameters{"run": run.String(), "kind": kind}, func(r driver.Rows) error {
 		var a Attempt
 		if err := r.Scan(&a.Producer, &a.Trial, &a.Attempt, &a.Stored, &a.Distinct, &a.Requests, &a.Closed); err != nil {
 			return err
@@ -148,12 +148,13 @@ func (s *Source) Statements(ctx context.Context, run uuid.UUID) ([]Statement, er
 // belongs to, by the trial's index.
 type Selection struct {
 	Run      uuid.UUID
+	Kind     string // of the operations
 	Cells    []uint32
 	Attempts []uint16 // 0: none counts
 }
 
 func (s Selection) parameters() clickhouse.Parameters {
-	return clickhouse.Parameters{"run": s.Run.String(), "cells": array(s.Cells), "attempts": array(s.Attempts)}
+	return clickhouse.Parameters{"run": s.Run.String(), "kind": s.Kind, "cells": array(s.Cells), "attempts": array(s.Attempts)}
 }
 
 type cellFigures struct {
@@ -164,7 +165,7 @@ type cellFigures struct {
 
 func (s *Source) cells(ctx context.Context, sel Selection) ([]cellFigures, error) {
 	var all []cellFigures
-	err := s.query(ctx, reports.S3Cells, sel.parameters(), func(r driver.Rows) error {
+	err := s.query(ctx, reports.Cells, sel.parameters(), func(r driver.Rows) error {
 		var c cellFigures
 		if err := r.Scan(&c.cell, &c.requests, &c.ok, &c.payload, &c.corrected, &c.service, &c.answered, &c.firstByte, &c.wait); err != nil {
 			return err
@@ -177,7 +178,7 @@ func (s *Source) cells(ctx context.Context, sel Selection) ([]cellFigures, error
 
 func (s *Source) statuses(ctx context.Context, sel Selection) (map[uint32]map[string]uint64, error) {
 	all := map[uint32]map[string]uint64{}
-	err := s.query(ctx, reports.S3Statuses, sel.parameters(), func(r driver.Rows) error {
+	err := s.query(ctx, reports.Statuses, sel.parameters(), func(r driver.Rows) error {
 		var (
 			cell   uint32
 			status string
@@ -197,8 +198,8 @@ func (s *Source) statuses(ctx context.Context, sel Selection) (map[uint32]map[st
 
 func (s *Source) elapsed(ctx context.Context, sel Selection) (map[uint32]int64, error) {
 	all := map[uint32]int64{}
-	parameters := clickhouse.Parameters{"run": sel.Run.String(), "attempts": array(sel.Attempts)}
-	err := s.query(ctx, reports.S3Elapsed, parameters, func(r driver.Rows) error {
+	parameters := clickhouse.Parameters{"run": sel.Run.String(), "kind": sel.Kind, "attempts": array(sel.Attempts)}
+	err := s.query(ctx, reports.Elapsed, parameters, func(r driver.Rows) error {
 		var (
 			trial uint32
 			ns    int64
@@ -227,8 +228,8 @@ func (s *Source) Trials(ctx context.Context, sel Selection) ([]Trial, error) {
 		return nil, err
 	}
 	var all []Trial
-	parameters := clickhouse.Parameters{"run": sel.Run.String(), "attempts": array(sel.Attempts)}
-	err = s.query(ctx, reports.S3Trials, parameters, func(r driver.Rows) error {
+	parameters := clickhouse.Parameters{"run": sel.Run.String(), "kind": sel.Kind, "attempts": array(sel.Attempts)}
+	err = s.query(ctx, reports.Trials, parameters, func(r driver.Rows) error {
 		var t Trial
 		if err := r.Scan(&t.Trial, &t.OK, &t.Bytes, &t.Corrected, &t.Service, &t.Answered, &t.FirstByte); err != nil {
 			return err
@@ -261,7 +262,7 @@ func (s *Source) Samples(ctx context.Context, sel Selection, counts []uint64, li
 	// The share is met on average only; twice the limit is out of reach.
 	parameters["rows"] = strconv.Itoa(2 * limit * max(len(counts), 1))
 	var all []Sample
-	err := s.query(ctx, reports.S3Samples, parameters, func(r driver.Rows) error {
+	err := s.query(ctx, reports.Samples, parameters, func(r driver.Rows) error {
 		var x Sample
 		if err := r.Scan(&x.Cell, &x.Trial, &x.Corrected, &x.Service, &x.FirstByte); err != nil {
 			return err
@@ -279,9 +280,9 @@ type Acting struct {
 }
 
 // Placements returns which agents acted at which sites.
-func (s *Source) Placements(ctx context.Context, run uuid.UUID) ([]Acting, error) {
+func (s *Source) Placements(ctx context.Context, run uuid.UUID, kind string) ([]Acting, error) {
 	var all []Acting
-	err := s.query(ctx, reports.Placements, clickhouse.Parameters{"run": run.String()}, func(r driver.Rows) error {
+	err := s.query(ctx, reports.Placements, clickhouse.Parameters{"run": run.String(), "kind": kind}, func(r driver.Rows) error {
 		var a Acting
 		if err := r.Scan(&a.Site, &a.Agent, &a.Requests); err != nil {
 			return err

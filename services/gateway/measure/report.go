@@ -27,7 +27,7 @@ type Input struct {
 // poll is how often a report looks for events that are still on their way.
 const poll = 200 * time.Millisecond
 
-// Report computes the report of a run of the s3 workload.
+// Report computes the report of a run.
 func (s *Source) Report(ctx context.Context, in Input) (*report.Report, error) {
 	b, err := s.prepare(ctx, in)
 	if err != nil {
@@ -36,6 +36,11 @@ func (s *Source) Report(ctx context.Context, in Input) (*report.Report, error) {
 	r := b.report
 	if err := b.measure(ctx, s); err != nil {
 		return nil, err
+	}
+	if in.Run.Workload == schemas.WorkloadProbe {
+		if err := b.measurePaths(ctx, s); err != nil {
+			return nil, err
+		}
 	}
 	b.judge()
 	if r.Versions.ClickHouse, err = s.Version(ctx); err != nil {
@@ -63,6 +68,7 @@ type builder struct {
 	closed    []bool // by trial
 	tasks     []task // of the attempts that count
 	stored    map[attemptKey]Attempt
+	network   []*Statement // what was measured of a network made for the run
 }
 
 type attemptKey struct {
@@ -83,13 +89,11 @@ type task struct {
 }
 
 func (s *Source) prepare(ctx context.Context, in Input) (*builder, error) {
-	if in.Run.Workload != schemas.WorkloadS3 {
-		return nil, fmt.Errorf("workload %q has no report, want %s", in.Run.Workload, schemas.WorkloadS3)
-	}
+	kind := schemas.KindOf(in.Run.Workload)
 	b := &builder{in: in}
 	deadline := time.Now().Add(in.Settle)
 	for {
-		attempts, err := s.Attempts(ctx, in.Run.ID)
+		attempts, err := s.Attempts(ctx, in.Run.ID, kind)
 		if err != nil {
 			return nil, err
 		}
@@ -118,7 +122,7 @@ func (s *Source) prepare(ctx context.Context, in Input) (*builder, error) {
 		case <-time.After(poll):
 		}
 	}
-	acting, err := s.Placements(ctx, in.Run.ID)
+	acting, err := s.Placements(ctx, in.Run.ID, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -147,11 +151,17 @@ func (b *builder) assign(attempts []Attempt, statements []Statement) {
 			last[a.Trial] = max(last[a.Trial], a.Attempt)
 		}
 	}
-	b.selection = Selection{Run: b.in.Run.ID, Cells: b.layout.TrialCell, Attempts: last}
+	b.selection = Selection{Run: b.in.Run.ID, Kind: schemas.KindOf(b.in.Run.Workload), Cells: b.layout.TrialCell, Attempts: last}
 	b.closed = make([]bool, trials)
 	for i := range last {
 		if closed[i] > 0 {
 			last[i], b.closed[i] = closed[i], true
+		}
+	}
+	b.network = b.network[:0]
+	for i := range statements {
+		if k := statements[i].Kind; k == schemas.KindGate || k == schemas.KindLink {
+			b.network = append(b.network, &statements[i])
 		}
 	}
 	b.tasks = b.tasks[:0]
@@ -215,7 +225,8 @@ func (b *builder) head(settled bool) {
 		Validity:   report.Validity{Reasons: []report.Reason{}},
 		Agents:     []report.Agent{},
 		Placements: []report.Placement{},
-		Cells:      []report.Cell{}, Thresholds: []report.Threshold{}, Definitions: report.Definitions(),
+		Cells:      []report.Cell{}, Thresholds: []report.Threshold{}, Definitions: report.Definitions(b.in.Run.Workload),
+		Network: b.checks(),
 	}
 	r.Accounting.Settled = settled
 	for _, attempt := range b.selection.Attempts {
@@ -223,12 +234,13 @@ func (b *builder) head(settled bool) {
 			r.Run.Retried += int(attempt) - 1
 		}
 	}
-	mine := map[attemptKey]bool{}
+	mine, gone := map[attemptKey]bool{}, map[string]bool{}
 	for _, t := range b.tasks {
 		if mine[t.key] {
 			continue
 		}
 		mine[t.key] = true
+		gone[t.agent] = gone[t.agent] || t.phase == schemas.TaskGone
 		r.Accounting.Issued += t.issued
 		r.Accounting.Recorded += t.recorded
 		if stored := b.stored[t.key]; stored.Distinct < t.recorded {
@@ -240,6 +252,10 @@ func (b *builder) head(settled bool) {
 			continue
 		}
 		r.Accounting.Duplicated += a.Stored - a.Distinct
+		// An agent that is gone has made no statement to hold its events against.
+		if agent, _, _ := strings.Cut(key.producer, "/"); gone[agent] {
+			continue
+		}
 		r.Accounting.Requests += a.Requests
 		// The scheduler's own statements are recorded by no task.
 		if mine[key] || a.Requests > 0 {

@@ -38,6 +38,8 @@ func (b *builder) validity() {
 	if ended {
 		b.checkTrials(bad)
 	}
+	b.checkAgents(bad)
+	b.checkNetwork(bad)
 	capture := b.checkCapture(bad)
 	if ended {
 		b.checkAccounting(bad, capture)
@@ -74,6 +76,26 @@ func shorten(list []string) string {
 		return strings.Join(list[:most], ", ") + ", …"
 	}
 	return strings.Join(list, ", ")
+}
+
+// checkAgents names those that were gone before the end of a trial: what they
+// measured last is missing, and what others saw of them is in the figures.
+func (b *builder) checkAgents(bad complaint) {
+	for _, t := range b.tasks {
+		if t.phase == schemas.TaskGone {
+			bad(report.ReasonAgentGone, "agent %s %s, in trial %d", t.agent, t.err, t.key.trial)
+		}
+	}
+}
+
+// checkNetwork reports what an emulated network did that nobody asked for.
+func (b *builder) checkNetwork(bad complaint) {
+	for _, st := range b.network {
+		if st.Status == schemas.StatusOK {
+			continue
+		}
+		bad(report.ReasonNetwork, "%s", st.Error)
+	}
 }
 
 // checkCapture reports whether events were recorded at all.
@@ -154,18 +176,17 @@ func (b *builder) thresholds() {
 			continue
 		}
 		matched := false
-		for i := range r.Cells {
-			c := &r.Cells[i]
-			if !matches(c.Values, t.Where) {
+		for _, x := range b.subjects() {
+			if !matches(x.where, t.Where) {
 				continue
 			}
 			matched = true
 			one := entry
-			one.Cell, one.Values = &c.Index, c.Values
-			v, ok := c.Metric(t.Metric)
+			one.Cell, one.Values = &x.cell, x.where
+			v, ok := x.metric(t.Metric)
 			switch {
 			case !ok:
-				one.Text = "the cell has no such figure: no request that counts for it"
+				one.Text = "there is no such figure: nothing that counts for it"
 			default:
 				one.Observed = &v
 				one.Held = (lowest == nil || v >= *lowest) && (highest == nil || v <= *highest)
@@ -177,10 +198,34 @@ func (b *builder) thresholds() {
 			r.Thresholds = append(r.Thresholds, one)
 		}
 		if !matched {
-			entry.Text = fmt.Sprintf("no cell has %v: the threshold checks nothing", t.Where)
+			entry.Text = fmt.Sprintf("no cell or pair of sites has %v: the threshold checks nothing", t.Where)
 			r.Thresholds = append(r.Thresholds, entry)
 		}
 	}
+}
+
+// subject is what a threshold is about: a cell, or a pair of sites in it.
+type subject struct {
+	cell   int
+	where  []report.Value
+	metric func(name string) (float64, bool)
+}
+
+func (b *builder) subjects() []subject {
+	var all []subject
+	r := b.report
+	if b.in.Run.Workload == schemas.WorkloadProbe {
+		for i := range r.Paths {
+			p := &r.Paths[i]
+			all = append(all, subject{cell: p.Cell, where: p.Where(), metric: p.Metric})
+		}
+		return all
+	}
+	for i := range r.Cells {
+		c := &r.Cells[i]
+		all = append(all, subject{cell: c.Index, where: c.Values, metric: c.Metric})
+	}
+	return all
 }
 
 // matches compares values as sizes or time spans where they are: `1000kB` is

@@ -62,6 +62,9 @@ func writeJSON(w io.Writer, v any) error {
 func quantileColumns() []string { return []string{"p50", "p90", "p99", "p999", "max"} }
 
 func (r *Report) writeCSV(w io.Writer) error {
+	if r.Run.Workload == schemas.WorkloadProbe {
+		return r.writeProbeCSV(w)
+	}
 	var axes []string
 	if len(r.Cells) > 0 {
 		for _, v := range r.Cells[0].Values {
@@ -97,13 +100,7 @@ func (r *Report) writeCSV(w io.Writer) error {
 		row = append(row, strconv.Itoa(c.Planned), strconv.Itoa(c.Trials), strconv.Itoa(c.Clients), whole(c.Requests), whole(c.OK), whole(c.Errors),
 			real(c.ErrorRate), whole(c.Bytes), strconv.FormatInt(c.Elapsed, 10), real(c.BytesPerS), real(c.RequestsPer))
 		for _, q := range []*Quantiles{c.Corrected, c.Service, c.FirstByte, c.Wait} {
-			for _, name := range quantileColumns() {
-				if v, ok := q.at(name); ok {
-					row = append(row, strconv.FormatFloat(v, 'f', 0, 64))
-				} else {
-					row = append(row, "")
-				}
-			}
+			row = append(row, q.csv()...)
 		}
 		if l := c.DispatchLag; l != nil {
 			row = append(row, whole(l.P50), whole(l.P99), whole(l.Max))
@@ -117,6 +114,19 @@ func (r *Report) writeCSV(w io.Writer) error {
 	}
 	out.Flush()
 	return out.Error()
+}
+
+// csv are the figures as fields, empty when there are none.
+func (q *Quantiles) csv() []string {
+	var fields []string
+	for _, name := range quantileColumns() {
+		text := ""
+		if v, ok := q.at(name); ok {
+			text = strconv.FormatFloat(v, 'f', 0, 64)
+		}
+		fields = append(fields, text)
+	}
+	return fields
 }
 
 func statuses(counts map[string]uint64) string {
@@ -206,12 +216,25 @@ func (r *Report) writeTable(w io.Writer) error {
 	if !a.Settled {
 		settled = " (events were still on their way)"
 	}
-	p.field("events", "%d recorded, %d stored, %d lost, %d duplicated; requests: %d issued, %d stored%s",
-		a.Recorded, a.Stored, a.Lost, a.Duplicated, a.Issued, a.Requests, settled)
+	p.field("events", "%d recorded, %d stored, %d lost, %d duplicated; %s: %d issued, %d stored%s",
+		a.Recorded, a.Stored, a.Lost, a.Duplicated, operations(r.Run.Workload), a.Issued, a.Requests, settled)
+	r.networkLine(p)
 	p.line("")
-	r.tables(p)
+	if r.Run.Workload == schemas.WorkloadProbe {
+		r.probeTables(p)
+	} else {
+		r.tables(p)
+	}
 	r.thresholdTable(p)
 	return p.err
+}
+
+// operations is what a workload's timed operations are called.
+func operations(workload string) string {
+	if workload == schemas.WorkloadProbe {
+		return "probes"
+	}
+	return "requests"
 }
 
 func verdictText(verdict, state string) string {

@@ -5,6 +5,7 @@
 package report
 
 import (
+	"maps"
 	"strings"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 	"github.com/transferlab/transferlab/schemas"
 )
 
-// Report is what a run of the s3 workload measured, and whether it may be
+// Report is what a run measured, and whether it may be
 // believed. Times are nanoseconds, sizes bytes, rates per second.
 type Report struct {
 	Run       Run       `json:"run"`
@@ -28,11 +29,16 @@ type Report struct {
 	Placements []Placement `json:"placements"`
 	// Emulated is set when an agent stood in for a site it is not at: then the
 	// figures say nothing about the distance between sites.
-	Emulated    bool              `json:"emulated"`
-	Accounting  Accounting        `json:"accounting"`
-	Cells       []Cell            `json:"cells"`
-	Thresholds  []Threshold       `json:"thresholds"`
-	Definitions map[string]string `json:"definitions"`
+	Emulated   bool       `json:"emulated"`
+	Accounting Accounting `json:"accounting"`
+	Cells      []Cell     `json:"cells"`
+	// Paths and Ratios are of the probe workload.
+	Paths  []Path  `json:"paths,omitempty"`
+	Ratios []Ratio `json:"ratios,omitempty"`
+	// Network is what was measured of a network made for the run.
+	Network     []schemas.PlaceCheck `json:"network,omitempty"`
+	Thresholds  []Threshold          `json:"thresholds"`
+	Definitions map[string]string    `json:"definitions"`
 }
 
 // VerdictRunning is the verdict on a run that has not ended.
@@ -82,6 +88,8 @@ const (
 	ReasonClock        = "clock"                // clocks of several agents are too uncertain
 	ReasonGeneratorCPU = "generator_cpu"
 	ReasonCapture      = "capture_off" // events were dropped on purpose
+	ReasonAgentGone    = "agent_gone"  // an agent disappeared in the middle
+	ReasonNetwork      = "network"     // the network made for the run was not as declared
 )
 
 // Reason is one thing that was not right.
@@ -268,7 +276,7 @@ type Threshold struct {
 // UnitOf is the unit of a threshold's metric.
 func UnitOf(metric string) string {
 	switch metric {
-	case "error_rate":
+	case "error_rate", "loss", "duplicated", "reordered":
 		return "ratio"
 	case "requests_per_s":
 		return "requests/s"
@@ -278,9 +286,9 @@ func UnitOf(metric string) string {
 	return "ns"
 }
 
-// Definitions say how the figures are computed.
-func Definitions() map[string]string {
-	return map[string]string{
+// Definitions say how the figures of a workload are computed.
+func Definitions(workload string) map[string]string {
+	definitions := map[string]string{
 		"quantile":       "the sample at rank floor(p*n), counted from 0 in ascending order, of all n samples of the cell: no interpolation, no sketch (ClickHouse quantileExact); max is the largest sample",
 		"corrected":      "intended start to completion of successful requests: waiting in our own queue counts (no coordinated omission)",
 		"service":        "sent to completion of successful requests",
@@ -293,4 +301,8 @@ func Definitions() map[string]string {
 		"error_rate":     "requests that did not succeed / all requests",
 		"attempts":       "only the last attempt of each trial counts",
 	}
+	if workload == schemas.WorkloadProbe {
+		maps.Copy(definitions, probeDefinitions())
+	}
+	return definitions
 }

@@ -6,7 +6,7 @@ WITH
     {thresholds:Array(UInt64)} AS thresholds
 SELECT cells[trial + 1] AS cell, trial, wait_ns + duration_ns AS corrected_ns, duration_ns AS service_ns, first_byte_ns
 FROM events
-WHERE run = {run:UUID} AND kind = 'request' AND status = 'ok' AND trial < length(cells) AND attempt = attempts[trial + 1]
+WHERE run = {run:UUID} AND kind = {kind:String} AND status = 'ok' AND trial < length(cells) AND attempt = attempts[trial + 1]
     AND sipHash64(toString(producer), seq) <= thresholds[cells[trial + 1] + 1]
 ORDER BY cell, trial, toString(producer), seq
 LIMIT {rows:UInt64}

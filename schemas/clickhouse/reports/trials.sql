@@ -11,6 +11,6 @@ SELECT
     countIf(succeeded AND first_byte_ns > 0)                             AS answered,
     quantileExactIf(0.5)(first_byte_ns, succeeded AND first_byte_ns > 0) AS first_byte_median_ns
 FROM events
-WHERE run = {run:UUID} AND kind = 'request' AND trial < length(attempts) AND attempt = attempts[trial + 1]
+WHERE run = {run:UUID} AND kind = {kind:String} AND trial < length(attempts) AND attempt = attempts[trial + 1]
 GROUP BY trial
 ORDER BY trial

@@ -16,6 +16,6 @@ SELECT
     quantilesExactIf(0.5, 0.9, 0.99, 0.999, 1)(first_byte_ns, succeeded AND first_byte_ns > 0) AS first_byte_quantiles_ns,
     quantilesExact(0.5, 0.9, 0.99, 0.999, 1)(wait_ns)                             AS wait_quantiles_ns
 FROM events
-WHERE run = {run:UUID} AND kind = 'request' AND trial < length(cells) AND attempt = attempts[trial + 1]
+WHERE run = {run:UUID} AND kind = {kind:String} AND trial < length(cells) AND attempt = attempts[trial + 1]
 GROUP BY cell
 ORDER BY cell

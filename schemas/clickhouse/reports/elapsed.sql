@@ -7,11 +7,11 @@ FROM
     SELECT
         trial,
         agent,
-        maxIf(toUnixTimestamp64Nano(ts) + toInt64(wait_ns + duration_ns), kind = 'request') - min(toUnixTimestamp64Nano(ts)) AS span_ns
+        maxIf(toUnixTimestamp64Nano(ts) + toInt64(wait_ns + duration_ns), kind = {kind:String}) - min(toUnixTimestamp64Nano(ts)) AS span_ns
     FROM events
-    WHERE run = {run:UUID} AND kind IN ('request', 'task') AND trial < length(attempts) AND attempt = attempts[trial + 1]
+    WHERE run = {run:UUID} AND kind IN ({kind:String}, 'task') AND trial < length(attempts) AND attempt = attempts[trial + 1]
     GROUP BY trial, agent
-    HAVING countIf(kind = 'request') > 0
+    HAVING countIf(kind = {kind:String}) > 0
 )
 GROUP BY trial
 ORDER BY trial
