@@ -74,9 +74,12 @@ func (l *lab) scheduler() (stop func()) {
 }
 
 func (l *lab) agent(name, site string, w *worker) (stop func()) {
-	cfg := agent.Config{Name: name, Site: site, Parallel: 4}
-	return l.run(bus.RoleAgent, "s3-loader", func(ctx context.Context, n *node.Node) error {
-		return agent.New(cfg, n, schemas.WorkloadS3, w).Run(ctx)
+	return l.agentFor(schemas.WorkloadS3, agent.Config{Name: name, Site: site, Parallel: 4}, w)
+}
+
+func (l *lab) agentFor(workload string, cfg agent.Config, w *worker) (stop func()) {
+	return l.run(bus.RoleAgent, schemas.ServiceOf(workload), func(ctx context.Context, n *node.Node) error {
+		return agent.New(cfg, n, workload, w).Run(ctx)
 	})
 }
 
@@ -86,6 +89,8 @@ type worker struct {
 	begun   atomic.Int32
 	mu      sync.Mutex
 	started []time.Time
+	met     []schemas.Peer
+	key     []byte
 }
 
 func (w *worker) Prepare(_ context.Context, t *schemas.Task) (agent.Job, error) {
@@ -100,10 +105,11 @@ type job struct {
 func (j *job) Run(ctx context.Context, start agent.Start, record func(*schemas.Event) error, _ func(schemas.Progress)) (schemas.TaskResult, error) {
 	j.w.mu.Lock()
 	j.w.started = append(j.w.started, start.At)
+	j.w.met, j.w.key = start.Peers, start.Key
 	j.w.mu.Unlock()
 	n := int(j.w.begun.Add(1))
 	e := schemas.Event{
-		Intended: start.At, Run: j.t.Run, Trial: j.t.Trial, Attempt: j.t.Attempt, Workload: "s3", Service: "s3-loader", Kind: schemas.KindRequest, Status: schemas.StatusOK,
+		Intended: start.At, Run: j.t.Run, Trial: j.t.Trial, Attempt: j.t.Attempt, Workload: j.t.Workload, Service: "s3-loader", Kind: schemas.KindOf(j.t.Workload), Status: schemas.StatusOK,
 	}
 	if err := record(&e); err != nil {
 		return schemas.TaskResult{Issued: 1}, err
@@ -115,6 +121,8 @@ func (j *job) Run(ctx context.Context, start agent.Start, record func(*schemas.E
 }
 
 func (*job) Close() error { return nil }
+
+func (*job) Ports() map[string]uint16 { return map[string]uint16{"udp": 862} }
 
 func file(sites string, extra string) string {
 	return fmt.Sprintf("name: test\nworkload: s3\ngroups: [%s]\n%ss3: {buckets: [alpha], size: 1kB, requests: 1}\n", sites, extra)

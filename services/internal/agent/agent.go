@@ -30,6 +30,7 @@ import (
 	"github.com/transferlab/transferlab/bus"
 	"github.com/transferlab/transferlab/bus/node"
 	"github.com/transferlab/transferlab/schemas"
+	"github.com/transferlab/transferlab/services/internal/fleet"
 )
 
 // Worker turns a task into a job, without doing any of it yet.
@@ -73,6 +74,7 @@ type Config struct {
 	Labels    map[string]string `help:"Labels of this agent, such as instance_type=t3.small." env:"TRANSFERLAB_LABELS"`
 	Parallel  int               `help:"Tasks in work at a time." env:"TRANSFERLAB_PARALLEL" default:"8"`
 	Address   string            `help:"IP address at which agents elsewhere reach this one; the one it reaches the bus from if not given." env:"TRANSFERLAB_ADDRESS" placeholder:"IP"`
+	Placement string            `help:"Who says where this agent really is: ec2 asks the instance's metadata for its region and addresses." env:"TRANSFERLAB_PLACEMENT" placeholder:"ec2"`
 	Run       string            `help:"The run that this agent exists for; it takes part in no other." env:"TRANSFERLAB_RUN" hidden:""`
 	NoCapture bool              `help:"Drop events instead of recording them, to measure what recording costs; such a run is INVALID." env:"TRANSFERLAB_NO_CAPTURE" hidden:""`
 }
@@ -96,6 +98,9 @@ func (c *Config) Validate() error {
 		if _, err := netip.ParseAddr(c.Address); err != nil {
 			errs = append(errs, fmt.Errorf("--address: %q, want an IP address", c.Address))
 		}
+	}
+	if c.Placement != "" && c.Placement != "ec2" {
+		errs = append(errs, fmt.Errorf("--placement: %q, want ec2", c.Placement))
 	}
 	if c.Run != "" {
 		if _, err := uuid.Parse(c.Run); err != nil {
@@ -158,6 +163,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.node.Bus.AwaitProvisioned(ctx, bus.StreamTasks); err != nil {
 		return err
 	}
+	if a.cfg.Placement != "" {
+		if err := a.locate(ctx); err != nil {
+			return err
+		}
+	}
 	agents, err := bus.OpenBucket[schemas.Agent](ctx, a.node.Bus, bus.BucketAgents)
 	if err != nil {
 		return err
@@ -194,6 +204,26 @@ func (a *Agent) Run(ctx context.Context) error {
 	return bus.Consume(ctx, a.node.Bus, bus.Consumption{
 		Stream: bus.StreamTasks, Durable: "agent-" + a.self.Name, Subject: bus.SubjectTasks(a.self.Name), Parallel: a.cfg.Parallel,
 	}, a.task)
+}
+
+// locate asks the machine's cloud where the machine is: what it says goes before
+// what the command line says.
+func (a *Agent) locate(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	labels, address, err := fleet.Placement(ctx)
+	if err != nil {
+		return fmt.Errorf("ask the cloud where this machine is: %w", err)
+	}
+	if a.self.Labels == nil {
+		a.self.Labels = map[string]string{}
+	}
+	maps.Copy(a.self.Labels, labels)
+	if address.IsValid() {
+		a.cfg.Address = address.String()
+		a.self.Address = a.cfg.Address
+	}
+	return nil
 }
 
 func (a *Agent) announce(ctx context.Context, agents *bus.Bucket[schemas.Agent]) error {
@@ -250,6 +280,8 @@ func (a *Agent) task(ctx context.Context, t schemas.Task) error {
 		state.Phase = schemas.TaskDone
 	case errors.Is(err, errCancelled):
 		state.Phase = schemas.TaskCancelled
+	case ctx.Err() != nil:
+		state.Phase, state.Error = schemas.TaskGone, "was stopped in the middle"
 	default:
 		state.Phase, state.Error = schemas.TaskFailed, err.Error()
 		a.log.Warn("task failed", "run", t.Run, "trial", t.Trial, "attempt", t.Attempt, "error", err)
