@@ -6,6 +6,8 @@ import (
 	"github.com/transferlab/transferlab/bus/node"
 	"github.com/transferlab/transferlab/services/collector"
 	"github.com/transferlab/transferlab/services/gateway"
+	"github.com/transferlab/transferlab/services/prober"
+	"github.com/transferlab/transferlab/services/provisioner"
 	"github.com/transferlab/transferlab/services/s3loader"
 	"github.com/transferlab/transferlab/services/scheduler"
 )
@@ -15,6 +17,8 @@ func All() []node.Service {
 	return []node.Service{
 		collector.Service(),
 		gateway.Service(),
+		prober.Service(),
+		provisioner.Service(),
 		s3loader.Service(),
 		scheduler.Service(),
 	}

@@ -1,19 +1,18 @@
-// Package embedded runs a NATS server with JetStream inside the process, on
-// loopback, with credentials of its own.
+// Package embedded runs a NATS server with JetStream inside the process, with
+// credentials of its own: on loopback, or by TLS for other machines too.
 package embedded
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -25,18 +24,28 @@ import (
 // Options of a server.
 type Options struct {
 	Dir  string // JetStream's files and the credentials
-	Host string // "" is 127.0.0.1
+	Host string // "" is 127.0.0.1, or every address if Advertise is set
 	Port int    // 0 is any free one
 	// SyncAlways makes every stored message durable against power loss, not
 	// only against the end of the process, at about a tenth of the speed.
 	SyncAlways bool
-	Log        *slog.Logger
+	// Advertise is the host name or address at which other machines reach the
+	// server. If it is set, whoever connects through a socket must do so by
+	// TLS and trust CAFile.
+	Advertise string
+	Log       *slog.Logger
 }
 
 // Server is a running server.
 type Server struct {
-	ns          *server.Server
-	credentials map[string]string
+	ns        *server.Server
+	authority *authority // nil without TLS
+	advertise string
+	local     string // host at which this machine reaches it
+
+	mu          sync.Mutex
+	credentials *credentials
+	options     *server.Options // as they were given, for reloads
 }
 
 // Start runs a server until Close. Credentials are generated at the first
@@ -44,6 +53,9 @@ type Server struct {
 func Start(ctx context.Context, o Options) (*Server, error) {
 	if o.Host == "" {
 		o.Host = "127.0.0.1"
+		if o.Advertise != "" {
+			o.Host = "0.0.0.0"
+		}
 	}
 	port := o.Port
 	if port == 0 {
@@ -72,9 +84,19 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		// One connection attempt without credentials costs this little.
 		AuthTimeout: 2, MaxConn: 4096,
 	}
-	for role, password := range credentials {
-		opts.Users = append(opts.Users, &server.User{Username: role, Password: password, Permissions: permissions(role)})
+	opts.Users = credentials.list()
+	s := &Server{advertise: o.Advertise, local: o.Host, credentials: credentials}
+	if ip := net.ParseIP(o.Host); ip != nil && ip.IsUnspecified() {
+		s.local = "127.0.0.1"
 	}
+	if o.Advertise != "" {
+		if opts.TLSConfig, s.authority, err = serverTLS(filepath.Join(o.Dir, "tls"), []string{o.Advertise, s.local}, time.Now()); err != nil {
+			return nil, err
+		}
+		// Without this the server would take unencrypted clients too.
+		opts.TLS, opts.TLSTimeout = true, 5
+	}
+	s.options = opts.Clone()
 	ns, err := server.NewServer(opts)
 	if err != nil {
 		return nil, fmt.Errorf("configure the bus: %w", err)
@@ -91,7 +113,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		ns.Shutdown()
 		return nil, fmt.Errorf("start the bus in %s: not ready after %s (is another lab using the directory?)", o.Dir, deadline)
 	}
-	return &Server{ns: ns, credentials: credentials}, nil
+	s.ns = ns
+	return s, nil
 }
 
 // PortError says that a port is taken.
@@ -113,55 +136,62 @@ func permissions(role string) *server.Permissions {
 	}
 }
 
-// URL is where clients connect.
-func (s *Server) URL() string { return s.ns.ClientURL() }
+// URL is where clients on this machine connect.
+func (s *Server) URL() string {
+	if s.authority == nil {
+		return s.ns.ClientURL()
+	}
+	return "tls://" + net.JoinHostPort(s.local, s.port())
+}
+
+// PublicURL is where clients on other machines connect, "" if none can.
+func (s *Server) PublicURL() string {
+	if s.authority == nil {
+		return ""
+	}
+	return "tls://" + net.JoinHostPort(s.advertise, s.port())
+}
+
+func (s *Server) port() string {
+	addr, is := s.ns.Addr().(*net.TCPAddr)
+	if !is {
+		return ""
+	}
+	return strconv.Itoa(addr.Port)
+}
+
+// CAFile is the certificate authority that clients have to trust, "" without
+// TLS.
+func (s *Server) CAFile() string {
+	if s.authority == nil {
+		return ""
+	}
+	return s.authority.file
+}
+
+// CA is the content of CAFile.
+func (s *Server) CA() []byte {
+	if s.authority == nil {
+		return nil
+	}
+	return s.authority.pem
+}
 
 // Password is the password of a role (the user's name is the role's).
-func (s *Server) Password(role string) string { return s.credentials[role] }
+func (s *Server) Password(role string) string { return s.credentials.roles[role] }
 
 // Options connect a role without a socket.
 func (s *Server) Options(role, name string, log *slog.Logger) bus.Options {
-	return bus.Options{URL: s.URL(), User: role, Password: s.credentials[role], InProcess: s.ns, Name: name, Log: log}
+	// Nothing is encrypted inside a process, and a client insists on TLS if
+	// the address names it.
+	url := "nats://" + net.JoinHostPort(s.local, s.port())
+	return bus.Options{URL: url, User: role, Password: s.credentials.roles[role], InProcess: s.ns, Name: name, Log: log}
 }
 
 // Close ends the server once everything stored is on disk.
 func (s *Server) Close() {
 	s.ns.Shutdown()
 	s.ns.WaitForShutdown()
-}
-
-func loadCredentials(path string) (map[string]string, error) {
-	credentials := map[string]string{}
-	data, err := os.ReadFile(path)
-	switch {
-	case err == nil:
-		if err := json.Unmarshal(data, &credentials); err != nil {
-			return nil, fmt.Errorf("read credentials of the bus %s: %w", path, err)
-		}
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("read credentials of the bus: %w", err)
-	}
-	complete := true
-	for _, role := range []string{bus.RoleOperator, bus.RoleAgent, bus.RoleCollector, bus.RoleScheduler, bus.RoleGateway} {
-		if credentials[role] == "" {
-			credentials[role], complete = rand.Text(), false
-		}
-	}
-	if complete {
-		return credentials, nil
-	}
-	data, err = json.MarshalIndent(credentials, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("encode credentials of the bus: %w", err)
-	}
-	temporary := path + ".new"
-	if err := os.WriteFile(temporary, data, 0o600); err != nil {
-		return nil, fmt.Errorf("write credentials of the bus: %w", err)
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		return nil, fmt.Errorf("write credentials of the bus: %w", err)
-	}
-	return credentials, nil
 }
 
 // logger passes on what an operator can act on. The server writes its start-up

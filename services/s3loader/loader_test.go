@@ -638,7 +638,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 				cancel()
 			}
 		}}
-		_, _ = job.Run(ctx, time.Now(), l.record, func(schemas.Progress) {})
+		_, _ = job.Run(ctx, agent.Start{At: time.Now()}, l.record, func(schemas.Progress) {})
 		if err := job.Close(); err != nil {
 			t.Error(err)
 		}

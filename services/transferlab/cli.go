@@ -35,6 +35,7 @@ type cli struct {
 	Compare  compareCmd  `cmd:"" help:"Compare two runs, metric by metric."`
 	SQL      sqlCmd      `cmd:"" name:"sql" help:"Ask the database, read-only; prints exactly what it answers."`
 	Export   exportCmd   `cmd:"" help:"Write the events of a run to a file."`
+	Fleet    fleetCmd    `cmd:"" help:"Cloud instances with agents: up, ls, down."`
 	Data     dataCmd     `cmd:"" help:"Objects in the lab's store: put, ls, rm."`
 	Schedule scheduleCmd `cmd:"" help:"Experiments that run by themselves: set, ls, rm."`
 	Series   seriesCmd   `cmd:"" help:"The 1-minute series: import from CloudWatch, export to DynamoDB."`
@@ -171,6 +172,7 @@ type upCmd struct {
 	PortClickHouseNative int    `name:"port-clickhouse-native" help:"Port of the database's native protocol." default:"0"`
 	PortS3               int    `name:"port-s3" help:"Port of the store." default:"9000"`
 	PortHTTP             int    `name:"port-http" help:"Port of the API." default:"8080"`
+	Advertise            string `name:"advertise" help:"Host name or address under which machines elsewhere reach this one: the bus then listens on every interface, by TLS only." env:"TRANSFERLAB_ADVERTISE" placeholder:"HOST"`
 	ClickHouse           string `name:"clickhouse" help:"External ClickHouse: clickhouse://… or https://… (better by environment: it holds a password)." env:"TRANSFERLAB_CLICKHOUSE" placeholder:"DSN"`
 	ClickHouseReader     string `name:"clickhouse-reader" help:"The same as a user that can only read." env:"TRANSFERLAB_CLICKHOUSE_READER" placeholder:"DSN"`
 
@@ -183,12 +185,13 @@ type busFlags struct {
 	NATS     string `name:"nats" help:"External NATS: nats://host:4222 or tls://host:4222." env:"TRANSFERLAB_NATS" placeholder:"URL"`
 	NATSUser string `name:"nats-user" help:"User there; the password comes from TRANSFERLAB_NATS_PASSWORD." env:"TRANSFERLAB_NATS_USER"`
 	NATSCred string `name:"nats-creds" help:"Credentials file there, instead of user and password." env:"TRANSFERLAB_NATS_CREDS" type:"existingfile"`
+	NATSSock string `name:"nats-socket" help:"Unix socket to dial instead of the host of --nats: a relay to it." env:"TRANSFERLAB_NATS_SOCKET" hidden:""`
 	NATSCA   string `name:"nats-ca" help:"Certificate authority of the server (PEM)." env:"TRANSFERLAB_NATS_CA" type:"existingfile"`
 }
 
 func (f busFlags) options() bus.Options {
 	return bus.Options{
-		URL: f.NATS, User: f.NATSUser, Password: os.Getenv("TRANSFERLAB_NATS_PASSWORD"), CredsFile: f.NATSCred, CAFile: f.NATSCA,
+		URL: f.NATS, User: f.NATSUser, Password: os.Getenv("TRANSFERLAB_NATS_PASSWORD"), CredsFile: f.NATSCred, CAFile: f.NATSCA, Socket: f.NATSSock,
 	}
 }
 
@@ -205,7 +208,7 @@ func (u *upCmd) Run(ctx context.Context, c *cli) error {
 		Ports: ports{
 			NATS: u.PortNATS, ClickHouse: u.PortClickHouse, ClickHouseNative: u.PortClickHouseNative, S3: u.PortS3, HTTP: u.PortHTTP,
 		},
-		ClickHouse: u.ClickHouse, ClickHouseReader: u.ClickHouseReader, NATS: u.options(),
+		ClickHouse: u.ClickHouse, ClickHouseReader: u.ClickHouseReader, NATS: u.options(), Advertise: u.Advertise,
 	})
 	if errors.Is(err, errLabRunning) {
 		return fmt.Errorf("%w: --dir chooses another one", err)

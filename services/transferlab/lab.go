@@ -26,6 +26,8 @@ import (
 	"github.com/transferlab/transferlab/services/internal/agent"
 	"github.com/transferlab/transferlab/services/internal/clickhouse"
 	store "github.com/transferlab/transferlab/services/internal/objectstore/embedded"
+	"github.com/transferlab/transferlab/services/prober"
+	"github.com/transferlab/transferlab/services/provisioner"
 	"github.com/transferlab/transferlab/services/s3loader"
 	"github.com/transferlab/transferlab/services/scheduler"
 )
@@ -47,7 +49,10 @@ type labOptions struct {
 	ClickHouse       string // DSN
 	ClickHouseReader string // DSN of a user that may only read; ClickHouse's if empty
 	NATS             bus.Options
-	Agent            agent.Config
+	// Advertise is the host under which the embedded bus is reached from
+	// elsewhere; empty keeps it to this machine.
+	Advertise string
+	Agent     agent.Config
 	// Reading leaves out what would go on with runs: a command that only looks
 	// at results must not begin a trial that it would then interrupt.
 	Reading bool
@@ -109,7 +114,11 @@ func (l *lab) startParts(ctx context.Context) error {
 	parts, ctx := errgroup.WithContext(ctx)
 	if o.NATS.URL == "" {
 		parts.Go(func() (err error) {
-			l.nats, err = embedded.Start(ctx, embedded.Options{Dir: filepath.Join(o.Dir, "nats"), Port: o.Ports.NATS, Log: o.Log.With("part", "nats")})
+			options := embedded.Options{Dir: filepath.Join(o.Dir, "nats"), Port: o.Ports.NATS, Advertise: o.Advertise, Log: o.Log.With("part", "nats")}
+			if o.Advertise != "" {
+				options.Host = "0.0.0.0"
+			}
+			l.nats, err = embedded.Start(ctx, options)
 			var taken *embedded.PortError
 			if errors.As(err, &taken) {
 				return fmt.Errorf("--port-nats %d: %w (0 takes any free port)", taken.Port, taken.Unwrap())
@@ -212,6 +221,12 @@ func (l *lab) startServices(ctx, running context.Context) error {
 	loading.Config = l.options.Agent
 	loading.Endpoint, loading.Region = l.store.Endpoint(), l.store.Region()
 	loading.AccessKey, loading.SecretKey = l.store.Credentials().AccessKey, l.store.Credentials().SecretKey
+	probing := prober.DefaultConfig()
+	probing.Config = l.options.Agent
+	if probing.Name != "" {
+		// Each agent has a name of its own.
+		probing.Name += "-probe"
+	}
 	scheduling := scheduler.DefaultConfig()
 	serving := gateway.DefaultConfig()
 	serving.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(l.options.Ports.HTTP))
@@ -232,6 +247,12 @@ func (l *lab) startServices(ctx, running context.Context) error {
 			}},
 			node.Service{Name: "s3-loader", Short: "s3 workload", Role: bus.RoleAgent, Run: func(ctx context.Context, n *node.Node) error {
 				return s3loader.New(loading, n).Run(ctx)
+			}},
+			node.Service{Name: "prober", Short: "probe workload", Role: bus.RoleAgent, Run: func(ctx context.Context, n *node.Node) error {
+				return prober.New(probing, n).Run(ctx)
+			}},
+			node.Service{Name: "provisioner", Short: "emulated networks and fleets", Role: bus.RoleProvisioner, Run: func(ctx context.Context, n *node.Node) error {
+				return provisioner.New(l.provisioning(), n).Run(ctx)
 			}})
 	}
 	entries = append(entries, node.Service{Name: "gateway", Short: "HTTP API", Role: bus.RoleGateway, Run: func(ctx context.Context, _ *node.Node) error {
@@ -279,6 +300,23 @@ func (l *lab) startServices(ctx, running context.Context) error {
 	}
 	l.URL = "http://" + gate.Addr().String()
 	return nil
+}
+
+// provisioning is how the provisioner's agents reach this lab.
+func (l *lab) provisioning() provisioner.Config {
+	cfg := provisioner.DefaultConfig()
+	cfg.State = l.options.Dir
+	cfg.S3Endpoint, cfg.S3Region = l.store.Endpoint(), l.store.Region()
+	cfg.S3AccessKey, cfg.S3SecretKey = l.store.Credentials().AccessKey, l.store.Credentials().SecretKey
+	if l.nats == nil {
+		o := l.options.NATS
+		cfg.AgentBus, cfg.AgentUser, cfg.AgentSecret, cfg.AgentCA = redacted(o.URL), o.User, o.Password, o.CAFile
+		cfg.FleetBus = cfg.AgentBus
+		return cfg
+	}
+	cfg.AgentBus, cfg.AgentUser, cfg.AgentSecret, cfg.AgentCA = l.nats.URL(), bus.RoleAgent, l.nats.Password(bus.RoleAgent), l.nats.CAFile()
+	cfg.FleetBus, cfg.FleetCA, cfg.Users = l.nats.PublicURL(), l.nats.CA(), l.nats
+	return cfg
 }
 
 // Close ends the services, then what they stand on.
@@ -344,6 +382,9 @@ func (l *lab) writeEnv() error {
 		set("NATS_URL", l.nats.URL())
 		set("NATS_USER", bus.RoleOperator)
 		set("NATS_PASSWORD", l.nats.Password(bus.RoleOperator))
+		if ca := l.nats.CAFile(); ca != "" {
+			set("NATS_CA", ca)
+		}
 	} else {
 		set("NATS_URL", redacted(l.options.NATS.URL))
 		set("NATS_USER", l.options.NATS.User)

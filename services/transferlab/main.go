@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/transferlab/transferlab/services/internal/clickhouse"
+	"github.com/transferlab/transferlab/services/internal/netlab"
 )
 
 // Exit codes, on which scripts rely.
@@ -42,6 +43,9 @@ func main() {
 	// The lab's own child process that hosts the database engine.
 	if len(os.Args) > 1 && os.Args[1] == clickhouse.HostCommand {
 		os.Exit(clickhouse.RunHost(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == netlab.RelayCommand {
+		os.Exit(netlab.RunRelay(os.Args[2:]))
 	}
 	os.Exit(execute(os.Args[1:]))
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/transferlab/transferlab/services/internal/clickhouse"
 	"github.com/transferlab/transferlab/services/internal/clickhouse/chtest"
+	"github.com/transferlab/transferlab/services/internal/netlab"
 )
 
 // TestMain lets the test binary be the program, also as the host of the
@@ -24,6 +25,9 @@ import (
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == clickhouse.HostCommand {
 		os.Exit(clickhouse.RunHost(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == netlab.RelayCommand {
+		os.Exit(netlab.RunRelay(os.Args[2:]))
 	}
 	testscript.Main(m, map[string]func(){"transferlab": main})
 }

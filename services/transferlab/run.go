@@ -111,7 +111,7 @@ func (c *cli) see(ctx context.Context, s *session, run schemas.Run) error {
 	case schemas.RunCancelled:
 		return fmt.Errorf("run %s was cancelled after %d of %d trials; transferlab resume %s goes on", ended.ID, ended.TrialsDone, ended.Trials, ended.ID)
 	case schemas.RunFailed:
-		if ended.TrialsDone == 0 {
+		if ended.TrialsDone == 0 && !ended.Invalid {
 			return fmt.Errorf("run %s failed: %s", ended.ID, ended.Error)
 		}
 		say("run %s failed: %s", ended.ID, ended.Error)

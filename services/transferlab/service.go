@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -25,6 +26,7 @@ type serviceCmd struct {
 type serviceFlags struct {
 	busFlags
 	MetricsAddr string `help:"Address of /healthz and /metrics; empty serves none." env:"TRANSFERLAB_METRICS_ADDR" default:"127.0.0.1:0"`
+	WithParent  bool   `help:"End when standard input does: for a process that another one starts and feeds." env:"TRANSFERLAB_WITH_PARENT" hidden:""`
 	Provision   bool   `help:"Create or update the bus's streams and buckets first (needs the rights to)." env:"TRANSFERLAB_PROVISION"`
 }
 
@@ -68,6 +70,17 @@ func (s *serviceCmd) Run(ctx context.Context) error {
 
 func (f *serviceFlags) run(ctx context.Context, service node.Service) error {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	if f.WithParent {
+		var end context.CancelFunc
+		ctx, end = context.WithCancel(ctx)
+		defer end()
+		go func() {
+			// However the parent ends, this does too.
+			_, err := io.Copy(io.Discard, os.Stdin)
+			log.Debug("standard input ended", "error", err)
+			end()
+		}()
+	}
 	options := f.options()
 	if options.URL == "" {
 		return usage("--nats: missing, want the address of a bus such as nats://host:4222 (or TRANSFERLAB_NATS)")

@@ -1,6 +1,8 @@
 // Package awsfake stands in for AWS in tests, in this process, speaking the
 // services' real wire protocols to any client: CloudWatch's GetMetricData
-// (Smithy RPC v2 CBOR) and the part of DynamoDB that stores items (JSON 1.0).
+// (Smithy RPC v2 CBOR), the part of DynamoDB that stores items (JSON 1.0), the
+// part of EC2 that starts and ends instances (ec2query) with SSM's parameters
+// (JSON 1.1), and an instance's metadata service (IMDSv2).
 //
 // Requests must be signed (Signature Version 4) for the fake's region and
 // service with its key; the signature itself is computed again and compared.
@@ -13,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,7 +78,12 @@ func (a Account) authenticate(r *http.Request, service string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign again: %w", err)
 	}
-	for _, name := range strings.Split(fields["SignedHeaders"], ";") {
+	signed := strings.Split(fields["SignedHeaders"], ";")
+	if !slices.Contains(signed, "content-length") {
+		// The signer takes it from the request; botocore does not sign it.
+		again.ContentLength = 0
+	}
+	for _, name := range signed {
 		if name != "host" && name != "content-length" {
 			again.Header[http.CanonicalHeaderKey(name)] = r.Header.Values(name)
 		}

@@ -1,0 +1,40 @@
+//go:build linux
+
+package netlab
+
+import (
+	"testing"
+	"time"
+
+	"github.com/transferlab/transferlab/schemas"
+)
+
+func TestGate(t *testing.T) {
+	links := []schemas.SiteLink{
+		{A: "dublin", B: "oregon", Link: schemas.Link{RTT: ms(140), Loss: 0.001, Rate: 100e6}},
+		{A: "dublin", B: "lab", Link: schemas.Link{RTT: ms(3)}},
+		{A: "dublin", B: "tokyo", Link: schemas.Link{RTT: ms(40), Jitter: ms(2), Loss: 0.2, Duplicate: 0.2, Reorder: 0.1, Rate: 10e6}},
+		{A: "oregon", B: "tokyo", Link: schemas.Link{RTT: ms(10), Rate: 512e3}},
+		{A: "oregon", B: "sydney", Link: schemas.Link{Rate: 300e6, Queue: 1 << 20}},
+	}
+	l := startTopology(t, schemas.Topology{
+		Sites: map[string]schemas.Link{"oregon": {RTT: ms(0.6)}, "dublin": {}, "tokyo": {}, "sydney": {}}, Links: links, Seed: 3,
+	}, NodeSpec{"oregon-1", "oregon"}, NodeSpec{"oregon-2", "oregon"}, NodeSpec{"dublin-1", "dublin"}, NodeSpec{"tokyo-1", "tokyo"}, NodeSpec{"sydney-1", "sydney"})
+	begin := time.Now()
+	checks, err := l.Gate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("took %s", time.Since(begin))
+	for _, c := range checks {
+		t.Logf("%v %s", c.OK, c.Text)
+		if !c.OK {
+			t.Errorf("%+v", c)
+		}
+	}
+	if want := 1 + len(links) + 2*4; len(checks) != want {
+		t.Errorf("%d checks, want %d", len(checks), want)
+	}
+	s, err := l.Stats(t.Context())
+	t.Logf("%+v %v", s, err)
+}
