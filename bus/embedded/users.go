@@ -18,7 +18,7 @@ import (
 
 // roles are the users that are always there, by their role's name.
 func roles() []string {
-	return []string{bus.RoleOperator, bus.RoleAgent, bus.RoleCollector, bus.RoleScheduler, bus.RoleGateway}
+	return []string{bus.RoleOperator, bus.RoleAgent, bus.RoleCollector, bus.RoleScheduler, bus.RoleGateway, bus.RoleProvisioner}
 }
 
 // user is one who was added for a while.

@@ -42,9 +42,8 @@ type job struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	enginesMu sync.Mutex
-	engines   []*packet.Engine
-	running   sync.WaitGroup // engines
+	engines []*packet.Engine
+	running sync.WaitGroup // engines
 
 	issued, bytes, failed atomic.Uint64
 
@@ -85,10 +84,8 @@ func (j *job) Run(ctx context.Context, start agent.Start, record func(*schemas.E
 	looking, stopLooking := context.WithCancel(j.ctx)
 	beside.Go(func() { j.names.watch(looking) })
 
-	err := j.probe(start.Key)
-	if err == nil {
-		j.linger()
-	}
+	j.probe(start.Key)
+	j.linger()
 	close(finished)
 	stopLooking()
 	beside.Wait()
@@ -98,16 +95,17 @@ func (j *job) Run(ctx context.Context, start agent.Start, record func(*schemas.E
 		LagP50: time.Duration(j.lag.ValueAtQuantile(50)), LagP99: time.Duration(j.lag.ValueAtQuantile(99)),
 		LagMax: time.Duration(j.lag.Max()),
 	}
+	errs := []error{context.Cause(j.ctx)}
 	for _, e := range j.engines {
 		p50, p99, longest := e.Lag()
 		result.LagP50, result.LagP99, result.LagMax = max(result.LagP50, p50), max(result.LagP99, p99), max(result.LagMax, longest)
-		err = errors.Join(err, e.Close())
+		errs = append(errs, e.Close())
 	}
-	return result, errors.Join(context.Cause(j.ctx), err)
+	return result, errors.Join(errs...)
 }
 
 // probe does everything that is due, and returns when all of it has its event.
-func (j *job) probe(key []byte) error {
+func (j *job) probe(key []byte) {
 	d := j.newDispatcher()
 	defer d.close()
 	var mesh, targets []packet.Flow
@@ -143,13 +141,11 @@ func (j *job) probe(key []byte) error {
 		}
 	}
 	// Whatever answers at a target does not have the trial's key.
-	err := errors.Join(j.send(mesh, key), j.send(targets, nil))
-	if err != nil {
+	if err := errors.Join(j.send(mesh, key), j.send(targets, nil)); err != nil {
 		j.cancel(err)
 	}
 	d.run()
 	j.running.Wait()
-	return err
 }
 
 // flow is a packet path from its probe number next on.
@@ -204,9 +200,7 @@ func (j *job) engine(flows []packet.Flow, key []byte, payload int) error {
 	if err != nil {
 		return fmt.Errorf("open sockets for packets: %w", err)
 	}
-	j.enginesMu.Lock()
 	j.engines = append(j.engines, e)
-	j.enginesMu.Unlock()
 	j.running.Go(func() {
 		var emitted atomic.Uint64
 		account, err := e.Run(j.ctx, j.start, func(r *packet.Result) {
@@ -229,7 +223,7 @@ const maxLinger = 5 * time.Second
 
 // linger goes on answering until what others send can have come.
 func (j *job) linger() {
-	if j.mesh.late == 0 {
+	if j.mesh.late == 0 || j.ctx.Err() != nil {
 		return
 	}
 	left := time.Until(j.start.Add(j.mesh.late + min(time.Duration(j.section.Timeout), maxLinger)))

@@ -22,6 +22,7 @@ import (
 
 	"github.com/transferlab/transferlab/schemas"
 	"github.com/transferlab/transferlab/services/internal/agent"
+	"github.com/transferlab/transferlab/services/prober/examples"
 )
 
 // Two agents with three clients, every protocol: everything is answered, and
@@ -440,6 +441,39 @@ func TestForeignReflector(t *testing.T) {
 		e := &m.log.events[i]
 		if attr(e, "oneway") != "withheld" || attr(e, "offset_ns") != "" || attr(e, "forward_ns") != "" || attr(e, "reflected_ns") == "" || e.Bytes != 56 {
 			t.Errorf("%+v", e)
+		}
+	}
+}
+
+// What the example says that its targets are like is what they are like.
+func TestTargetsExample(t *testing.T) {
+	t.Parallel()
+	data, err := examples.Files.ReadFile("targets.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := schemas.ParseExperiment(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Probe.Interval, e.Probe.Count = schemas.Duration(20*time.Millisecond), 3
+	w := worker()
+	w.resolver = resolver(t, func(string) bool { return false })
+	tr := &trial{section: *e.Probe, members: []*member{{name: "agent-1", site: "local", clients: []int{0}, worker: w}}}
+	tr.run(t, t.Context())
+	m := tr.members[0]
+	if m.err != nil {
+		t.Fatal(m.err)
+	}
+	counts := map[string]int{}
+	for i := range m.log.events {
+		counts[attr(&m.log.events[i], "dst")+" # "+m.log.events[i].Status]++
+	}
+	for _, target := range e.Probe.Targets {
+		_, comment, _ := strings.Cut(string(data), "- "+target+" # ")
+		status, _, _ := strings.Cut(comment, "\n")
+		if counts[target+" # "+status] != 3 {
+			t.Errorf("%s, want %s: %v", target, status, counts)
 		}
 	}
 }

@@ -244,6 +244,7 @@ func (p *place) guard(ctx context.Context) error {
 // leave takes a place down. A fleet outlives the provisioner when it is still
 // wanted: the next start goes on with it.
 func (p *Provisioner) leave(ctx context.Context, pl *place) {
+	pl.note(ctx, "taking them down")
 	if pl.network != nil {
 		pl.network.close(ctx)
 	}

@@ -75,6 +75,9 @@ func (s *Scheduler) leavePlace(ctx context.Context, run *schemas.Run) error {
 		if u.Deleted || last.State == schemas.PlaceGone {
 			return errAnswered
 		}
+		if last.State == schemas.PlaceReady && last.Note == "ready" {
+			return nil // not taken notice yet
+		}
 		return s.announce(run, schemas.RunProgress{Note: "sites: " + last.Note})
 	})
 	if errors.Is(err, errAnswered) {

@@ -12,6 +12,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/transferlab/transferlab/schemas"
+	"github.com/transferlab/transferlab/services/internal/report"
 )
 
 // progress shows how far a run is: a bar on a terminal, a line now and then
@@ -24,12 +25,13 @@ type progress struct {
 	last  time.Time
 	trial int
 	note  string
+	word  string // what the workload's operations are called
 }
 
 const barSteps = 10_000
 
 func newProgress(ctx context.Context, out io.Writer, run *schemas.Run) *progress {
-	p := &progress{out: out, trial: -1}
+	p := &progress{out: out, trial: -1, word: report.Operations(run.Workload)}
 	if isTerminal(out) {
 		p.bars = mpb.NewWithContext(ctx, mpb.WithOutput(out), mpb.WithWidth(40))
 		p.bar = p.bars.AddBar(barSteps,
@@ -56,9 +58,9 @@ func (p *progress) update(r schemas.RunProgress) {
 		parts = append(parts, fmt.Sprintf("attempt %d", r.Attempt))
 	}
 	if r.Progress.Total > 0 {
-		parts = append(parts, fmt.Sprintf("%d of %d requests", r.Progress.Done, r.Progress.Total))
+		parts = append(parts, fmt.Sprintf("%d of %d %s", r.Progress.Done, r.Progress.Total, p.word))
 	} else if r.Progress.Done > 0 {
-		parts = append(parts, fmt.Sprintf("%d requests", r.Progress.Done))
+		parts = append(parts, fmt.Sprintf("%d %s", r.Progress.Done, p.word))
 	}
 	if r.Progress.Bytes > 0 {
 		parts = append(parts, humanize.Bytes(r.Progress.Bytes))

@@ -186,10 +186,19 @@ func (d *ending) known(region, step string) map[string]time.Time {
 // more can come. The order is the services': an instance holds its group, a
 // group may be named by another.
 func (d *ending) region(ctx context.Context, c *cloud) error {
-	s := &sweeping{ending: d, cloud: c, seen: map[string]bool{}, quietAt: d.quiet(c.region), since: time.Now()}
+	s := &sweeping{ending: d, cloud: c, seen: map[string]bool{}, quietAt: d.quiet(c.region)}
 	var last error
 	err := poll(ctx, endPatience, "remove the fleet from "+c.region, func(ctx context.Context) (bool, error) {
-		left, err := s.once(ctx)
+		var left int
+		var err error
+		// What has just been acted on is looked at again without a pause, a
+		// few times: one thing's end often makes way for the next.
+		for range 4 {
+			s.acted = false
+			if left, err = s.once(ctx); err != nil || !s.acted {
+				break
+			}
+		}
 		if err != nil && !retriable(err) {
 			return false, err
 		}
@@ -216,8 +225,7 @@ type sweeping struct {
 	*cloud
 	seen    map[string]bool // ids that were listed at least once
 	quietAt time.Time
-	since   time.Time
-	told    map[string]bool
+	acted   bool // the last look ended something
 }
 
 // pending reports whether a thing that was never listed may still be there: it
@@ -298,6 +306,7 @@ func (s *sweeping) endInstances(ctx context.Context) (left int, err error) {
 	if err != nil {
 		return left, fmt.Errorf("end instances %s: %w", strings.Join(ids, ", "), err)
 	}
+	s.acted = true
 	s.ended(ids)
 	return left, s.note(entry{Region: s.region(), Step: stepTerminate, Phase: phaseDone, IDs: ids})
 }
@@ -367,7 +376,7 @@ func (s *sweeping) endGroup(ctx context.Context, id string, g *types.SecurityGro
 	if _, err := s.ec2.DeleteSecurityGroup(ctx, &ec2.DeleteSecurityGroupInput{GroupId: aws.String(id)}); err != nil {
 		return fmt.Errorf("delete security group %s: %w", id, err)
 	}
-	s.seen[id] = true
+	s.seen[id], s.acted = true, true
 	return s.note(entry{Region: s.region(), Step: stepNoGroup, Phase: phaseDone, IDs: []string{id}})
 }
 
@@ -397,6 +406,7 @@ func (s *sweeping) endKeys(ctx context.Context) (left int, err error) {
 		if err := s.deleteKey(ctx, name); err != nil {
 			return left, err
 		}
+		s.acted = true
 		if err := s.note(entry{Region: s.region(), Step: stepNoKey, Phase: phaseDone, IDs: []string{name}}); err != nil {
 			return left, err
 		}

@@ -1,12 +1,14 @@
 package netlab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -109,6 +111,30 @@ func setUp(name string, a4, a6 netip.Prefix) (err, err6 error) {
 		return fmt.Errorf("bring %s up: %w", name, err), nil
 	}
 	return nil, err6
+}
+
+const (
+	addressPatience = 5 * time.Second
+	addressInterval = time.Millisecond
+)
+
+// awaitAddress returns when the calling thread's namespace takes packets for its
+// IPv6 address: the kernel gets round to that only some time after it was
+// given, though no duplicate is looked for, and tells nobody when.
+func awaitAddress(ctx context.Context, a netip.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, addressPatience)
+	defer cancel()
+	for {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("address %s does not come up: %w", a, ctx.Err()), err)
+		case <-time.After(addressInterval):
+		}
+	}
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

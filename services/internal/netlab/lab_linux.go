@@ -142,6 +142,14 @@ func (l *Lab) makeNodes(ctx context.Context) (devices []*os.File, err error) {
 		l.nodes = append(l.nodes, n)
 		l.byKey[n.Name] = n
 	}
+	for _, n := range l.nodes {
+		if !n.Addr6.IsValid() {
+			continue
+		}
+		if err := n.Do(func() error { return awaitAddress(ctx, n.Addr6) }); err != nil {
+			return devices, fmt.Errorf("node %s: %w", n.Name, err)
+		}
+	}
 	return devices, nil
 }
 
@@ -335,7 +343,7 @@ func (n *Node) Start(ctx context.Context, c Command) (*Process, error) {
 
 const (
 	stopGrace  = 5 * time.Second
-	relayGrace = 5 * time.Second
+	relayGrace = 20 * time.Second
 )
 
 // Close stops what runs in the nodes (SIGTERM, after 5 s SIGKILL), the relay,

@@ -132,7 +132,8 @@ type Stats struct {
 	WriteErrors int64 `json:"write_errors"`
 	// CPUNanos is the processor time the relay took.
 	CPUNanos int64 `json:"cpu_ns"`
-	// RealTime tells whether the relay runs at real-time priority.
+	// RealTime tells whether the relay may run before ordinary processes; without
+	// (in a container that forbids it) packets are late more often.
 	RealTime bool `json:"real_time"`
 }
 
