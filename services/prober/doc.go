@@ -28,10 +28,12 @@
 // theirs is recorded as failed by the name. HTTP is the exception: looking up is part of
 // what a request's user waits for, so each request does it and says how long it took.
 //
-// While a job is prepared it answers the probes of others: STAMP (RFC 8762), TCP,
-// TLS, HTTP and HTTPS at ports of its own, at the agent's address only if that is of the loopback interface.
-// With the trial's key STAMP is authenticated and HTTP, off the loopback interface, wants a token. After its own last
-// probe a job waits until those that others send it can have come.
+// From the end of its preparation a job answers the probes of others: STAMP (RFC
+// 8762), TCP, TLS, HTTP and HTTPS, those of them that the mesh uses, at ports of
+// its own and the agent's address (at all of the machine's, if that address is a
+// router's). With the trial's key STAMP is authenticated and HTTP, off the
+// loopback interface, wants a token. After its own last probe a job waits until
+// those that others send it can have come.
 //
 // What it promises: which probes are due, and when, is the plan's; every probe
 // due has exactly one event, also when the task is cancelled, when a name is

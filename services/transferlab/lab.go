@@ -203,6 +203,9 @@ func (l *lab) dsn() (writer, reader string) {
 // database that was killed needs a while.
 const startPatience = 3 * time.Minute
 
+// stopPatience is how long services may take to end.
+const stopPatience = time.Minute
+
 // startServices provisions the bus and starts the services until running ends.
 func (l *lab) startServices(ctx, running context.Context) error {
 	operator, err := l.bus(ctx, bus.RoleOperator, "lab")
@@ -322,7 +325,13 @@ func (l *lab) provisioning() provisioner.Config {
 // Close ends the services, then what they stand on.
 func (l *lab) Close() {
 	l.stop()
-	l.services.Wait()
+	ended := make(chan struct{})
+	go func() { defer close(ended); l.services.Wait() }()
+	select {
+	case <-ended:
+	case <-time.After(stopPatience):
+		l.options.Log.Error("services did not end; going on without them", "after", stopPatience)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for _, c := range l.conns {

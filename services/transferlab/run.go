@@ -119,6 +119,10 @@ func (c *cli) see(ctx context.Context, s *session, run schemas.Run) error {
 	return c.report(ctx, s, ended.ID.String(), report.FormatTable)
 }
 
+// leavePatience is how long the end of an interrupted run may take: a cloud
+// fleet is gone only when the cloud says so.
+const leavePatience = 25 * time.Minute
+
 // interrupted leaves a run that can be resumed: on a lab of its own the run
 // would have nobody to go on with it.
 func (c *cli) interrupted(ctx context.Context, s *session, id uuid.UUID, err error) error {
@@ -128,13 +132,20 @@ func (c *cli) interrupted(ctx context.Context, s *session, id uuid.UUID, err err
 	if s.lab == nil {
 		return &exitError{code: exitFailure, text: fmt.Sprintf("interrupted; run %s goes on in the lab: transferlab report %s, or cancel it", id, id)}
 	}
-	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
 	defer cancel()
-	say("interrupted: ending the trial in work")
+	say("interrupted: ending the trial in work (again to end at once)")
 	if _, err := s.Cancel(leave, id.String()); err != nil {
 		return fmt.Errorf("cancel run %s: %w", id, err)
 	}
-	if _, err := s.Watch(leave, id.String(), client.Watcher{}); err != nil {
+	note := ""
+	_, err = s.Watch(leave, id.String(), client.Watcher{Progress: func(p schemas.RunProgress) {
+		if p.Note != "" && p.Note != note {
+			note = p.Note
+			say("%s", note)
+		}
+	}})
+	if err != nil {
 		return fmt.Errorf("cancel run %s: %w", id, err)
 	}
 	return &exitError{code: exitFailure, text: fmt.Sprintf("interrupted; transferlab resume %s goes on", id)}

@@ -294,7 +294,7 @@ func FuzzUserData(f *testing.F) {
 		at := strings.Index(script, "printf '%s' 'TRANSFERLAB_NATS=")
 		end := strings.Index(script, ` >"$root/env"`)
 		if at < 0 || end < at {
-			t.Skip("the values look like the script")
+			return // the values look like the script
 		}
 		got := printed(t, "set -a; eval \"$("+script[at:end]+")\"; printf '%s.%s.%s.' \"$TRANSFERLAB_NATS\" \"$TRANSFERLAB_NATS_USER\" \"$TRANSFERLAB_NATS_PASSWORD\"")
 		if got != url+"."+user+"."+password+"." {

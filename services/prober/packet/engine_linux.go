@@ -385,7 +385,7 @@ func (e *Engine) Run(ctx context.Context, start time.Time, emit func(*Result)) (
 }
 
 func (e *Engine) loop() error {
-	e.offset = e.readOffset()
+	e.offset, e.estimate = e.readOffset(), systemEstimate()
 	for {
 		now, _ := e.read()
 		if e.stopped.Load() {
@@ -430,7 +430,7 @@ func (e *Engine) checkClock() {
 	now, wall := e.read()
 	since := e.checked
 	e.checked = now
-	if now-e.rated > estimateEvery || e.estimate == 0 {
+	if now-e.rated > estimateEvery {
 		e.rated, e.estimate = now, systemEstimate()
 	}
 	if d := wall - now - e.offset; d >= -clockSlack && d <= clockSlack {

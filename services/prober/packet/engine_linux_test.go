@@ -154,7 +154,7 @@ func TestManyFlows(t *testing.T) {
 		}
 		flows[i].Phase = time.Duration(i*7919%n) * 250 * time.Microsecond
 	}
-	o := Options{Interval: 300 * time.Millisecond, Timeout: 2 * time.Second, Payload: 56}
+	o := Options{Interval: 300 * time.Millisecond, Timeout: time.Second, Payload: 56}
 	all, acc := run(t, o, flows)
 	wantAll(t, all, schemas.StatusOK)
 	if acc.Dropped != 0 {
@@ -191,20 +191,21 @@ func TestWrap(t *testing.T) {
 
 func TestSTAMP(t *testing.T) {
 	for _, key := range [][]byte{nil, []byte("secret")} {
-		r := startReflector(t, "[::]:0")
+		r, stop := openReflector(t, "[::]:0")
 		r.SetKey(key)
 		// The group ends before the reflector is looked at.
 		t.Run(fmt.Sprintf("key=%s", key), func(t *testing.T) {
-			for _, payload := range []int{112, 113, 116, 1000} {
+			for _, payload := range []int{112, 113, 1000} {
 				for _, addr := range []string{loopback4, loopback6, "127.0.0.2"} {
 					t.Run(fmt.Sprintf("%s/%d", addr, payload), func(t *testing.T) {
 						t.Parallel()
-						trySTAMP(t, r, Options{Interval: time.Millisecond, Timeout: time.Second, Payload: payload, Key: key, TTL: 37}, addr)
+						trySTAMP(t, r, Options{Interval: time.Millisecond, Timeout: 500 * time.Millisecond, Payload: payload, Key: key, TTL: 37}, addr)
 					})
 				}
 			}
 		})
-		if s := r.Stats(); s.Sessions != 12 || s.Answered != 12*50 {
+		stop()
+		if s := r.Stats(); s.Sessions != 9 || s.Answered != 9*50 {
 			t.Errorf("%+v", s)
 		}
 	}
@@ -227,7 +228,7 @@ func trySTAMP(t *testing.T, r *Reflector, o Options, addr string) {
 
 func TestSTAMPKeys(t *testing.T) {
 	t.Parallel()
-	r := startReflector(t, "127.0.0.1:0")
+	r, stop := openReflector(t, "127.0.0.1:0")
 	o := Options{Interval: time.Millisecond, Timeout: 20 * time.Millisecond, Payload: 200}
 	try := func(status string) {
 		t.Helper()
@@ -245,6 +246,7 @@ func TestSTAMPKeys(t *testing.T) {
 	r.Disable()
 	o.Timeout = 20 * time.Millisecond
 	try(schemas.StatusTimeout)
+	stop()
 	s := r.Stats()
 	if s.Disabled != 20 || s.Forged != 20 || s.Answered != 10 {
 		t.Errorf("%+v", s)
@@ -823,8 +825,10 @@ func TestLongTimeout(t *testing.T) {
 func TestOptions(t *testing.T) {
 	t.Parallel()
 	_, err := NewEngine(Options{Payload: -1, DSCP: 64, TTL: 256, Key: []byte("k")}, []Flow{
-		{ID: 1, Protocol: "tcp", Count: -1, Phase: -1}, {ID: 1, Protocol: schemas.ProtocolUDP, Dst: netip.MustParseAddrPort("127.0.0.1:0")},
-		{ID: 2, Protocol: schemas.ProtocolICMP, Dst: netip.MustParseAddrPort("127.0.0.1:1")}, stampTo(3, loopback4, 1, 1),
+		{ID: 1, Protocol: "tcp", Count: -1, Phase: -1},
+		{ID: 1, Protocol: schemas.ProtocolUDP, Dst: netip.MustParseAddrPort("127.0.0.1:0")},
+		{ID: 2, Protocol: schemas.ProtocolICMP, Dst: netip.MustParseAddrPort("127.0.0.1:1")},
+		stampTo(3, loopback4, 1, 1),
 	})
 	if err == nil {
 		t.Fatal("no error")
@@ -850,6 +854,15 @@ func TestSource(t *testing.T) {
 
 func startReflector(t *testing.T, addr string) *Reflector {
 	t.Helper()
+	r, stop := openReflector(t, addr)
+	t.Cleanup(stop)
+	return r
+}
+
+// openReflector is for tests that look at what it has counted: that is settled
+// after stop.
+func openReflector(t *testing.T, addr string) (r *Reflector, stop func()) {
+	t.Helper()
 	r, err := NewReflector(netip.MustParseAddrPort(addr), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -857,7 +870,7 @@ func startReflector(t *testing.T, addr string) *Reflector {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
-	t.Cleanup(func() {
+	return r, func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -865,6 +878,5 @@ func startReflector(t *testing.T, addr string) *Reflector {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
-	})
-	return r
+	}
 }

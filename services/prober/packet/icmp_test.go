@@ -40,10 +40,23 @@ func TestDescribe(t *testing.T) {
 		v6         bool
 		want       state
 	}{
-		{3, 0, false, stateUnreachable}, {3, 1, false, stateUnreachable}, {3, 2, false, stateRefused}, {3, 3, false, stateRefused},
-		{3, 4, false, stateUnreachable}, {3, 13, false, stateUnreachable}, {3, 99, false, stateUnreachable}, {11, 0, false, stateUnreachable}, {12, 0, false, stateError},
-		{1, 0, true, stateUnreachable}, {1, 1, true, stateUnreachable}, {1, 3, true, stateUnreachable}, {1, 4, true, stateRefused}, {1, 99, true, stateUnreachable},
-		{2, 0, true, stateUnreachable}, {3, 0, true, stateUnreachable}, {4, 0, true, stateError},
+		{3, 0, false, stateUnreachable},
+		{3, 1, false, stateUnreachable},
+		{3, 2, false, stateRefused},
+		{3, 3, false, stateRefused},
+		{3, 4, false, stateUnreachable},
+		{3, 13, false, stateUnreachable},
+		{3, 99, false, stateUnreachable},
+		{11, 0, false, stateUnreachable},
+		{12, 0, false, stateError},
+		{1, 0, true, stateUnreachable},
+		{1, 1, true, stateUnreachable},
+		{1, 3, true, stateUnreachable},
+		{1, 4, true, stateRefused},
+		{1, 99, true, stateUnreachable},
+		{2, 0, true, stateUnreachable},
+		{3, 0, true, stateUnreachable},
+		{4, 0, true, stateError},
 	} {
 		if got, text := describe(c.kind, c.code, c.v6); got != c.want || text == "" {
 			t.Errorf("%+v: %d %q", c, got, text)
@@ -105,7 +118,9 @@ func FuzzICMP(f *testing.F) {
 			}
 		}
 		if e, ok := parseError(b, v6); ok {
-			describe(e.kind, e.code, v6)
+			if st, text := describe(e.kind, e.code, v6); st < stateUnreachable || text == "" {
+				t.Errorf("%d %q", st, text)
+			}
 			if len(e.inner) < icmpHeader || len(e.dst) != 4 && len(e.dst) != 16 {
 				t.Errorf("%+v", e)
 			}

@@ -97,7 +97,7 @@ func TestReflectorTables(t *testing.T) {
 // Never an answer to less than a test packet, a forged one or an answer; never
 // one that is longer than what was asked.
 func TestReflectorSilent(t *testing.T) {
-	r := startReflector(t, "127.0.0.1:0")
+	r, stop := openReflector(t, "127.0.0.1:0")
 	r.SetKey(nil)
 	c := dial(t, r)
 	request := octets(t, rfcRequest)
@@ -125,6 +125,7 @@ func TestReflectorSilent(t *testing.T) {
 	if got := ask(t, c, octets(t, rfcRequestAuth)); len(got) != 112 {
 		t.Errorf("%x", got)
 	}
+	stop()
 	got := r.Stats()
 	if got.Received != 9 || got.Answered != 2 || got.Short != 4 || got.Looped != 2 || got.Forged != 1 || got.Sessions != 1 {
 		t.Errorf("%+v", got)
@@ -207,7 +208,7 @@ func TestSessions(t *testing.T) {
 	if s.evicted != 2 || len(s.all) != 3 || len(s.byKey) != 3 {
 		t.Errorf("%+v", s)
 	}
-	now += int64(sessionIdle)
+	now += int64(sessionIdle) - 1
 	expect(2, 1)
 	expect(1, 0) // it has ended
 	expect(5, 0) // in place of 3, which nobody misses

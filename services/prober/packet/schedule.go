@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"math"
 	"slices"
 	"time"
 )
@@ -100,16 +101,16 @@ func (s *schedule) newRound() {
 
 // skipEmpty goes to the first round from here that has a probe.
 func (s *schedule) skipEmpty() {
-	if len(s.order) == 0 {
-		return
-	}
-	first := s.firstRound(s.order[0])
+	first := int64(math.MaxInt64)
 	for _, flow := range s.order {
-		if at := max(s.firstRound(flow), s.round); s.round-s.firstRound(flow) < int64(s.flows[flow].Count) {
-			first = min(max(first, s.round), at)
+		from := s.firstRound(flow)
+		if s.round-from < int64(s.flows[flow].Count) {
+			first = min(first, from)
 		}
 	}
-	s.round = max(s.round, first)
+	if first != math.MaxInt64 {
+		s.round = max(s.round, first)
+	}
 }
 
 // before reports whether a's probe comes before b's.

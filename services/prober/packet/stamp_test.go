@@ -204,7 +204,10 @@ func FuzzReply(f *testing.F) {
 		if len(b) < l.size {
 			t.Errorf("%d bytes taken", len(b))
 		}
-		remoteNano(r.t2, r.estimate, rfcT1)
+		const era = second << 32
+		if d := remoteNano(r.t2, r.estimate, rfcT1) - rfcT1; d > era/2+8*second || d < -era/2-8*second {
+			t.Errorf("%x is %d from now", r.t2, d)
+		}
 		if _, bound := decodeEstimate(r.estimate); bound < 0 {
 			t.Errorf("estimate %x: %s", r.estimate, bound)
 		}
