@@ -42,7 +42,7 @@ type Recorder struct {
 	first  uint64 // number of the block's first event
 	closed bool
 
-	free    chan *schemas.Block
+	free    *freeBlocks
 	sealed  chan sealed
 	sent    chan sent
 	senders sync.WaitGroup
@@ -99,20 +99,51 @@ func NewRecorder(c *Conn, o RecorderOptions) *Recorder {
 	}
 	r := &Recorder{
 		conn: c, o: o, next: 1,
-		free:   make(chan *schemas.Block, o.InFlight+3),
+		free:   newFreeBlocks(o.Producer, o.InFlight+3),
 		sealed: make(chan sealed, 1), sent: make(chan sent, o.InFlight), ticking: make(chan struct{}),
 	}
 	r.settled = sync.NewCond(&r.settling)
-	for range cap(r.free) {
-		r.free <- schemas.NewBlock(o.Producer)
-	}
-	r.block = <-r.free
+	r.block = r.free.take()
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
 	r.senders.Go(r.send)
 	r.senders.Go(func() { r.settle(ctx) })
 	r.ticker.Go(r.tick)
 	return r
+}
+
+// freeBlocks are the blocks that wait to be filled. The one that came back last
+// is taken first: as long as the bus keeps up, few of them ever grow.
+type freeBlocks struct {
+	there chan struct{} // one for each
+	mu    sync.Mutex
+	stack []*schemas.Block
+}
+
+func newFreeBlocks(producer string, n int) *freeBlocks {
+	f := &freeBlocks{there: make(chan struct{}, n)}
+	for range n {
+		f.put(schemas.NewBlock(producer))
+	}
+	return f
+}
+
+// take waits for a block.
+func (f *freeBlocks) take() *schemas.Block {
+	<-f.there
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	last := len(f.stack) - 1
+	b := f.stack[last]
+	f.stack = f.stack[:last]
+	return b
+}
+
+func (f *freeBlocks) put(b *schemas.Block) {
+	f.mu.Lock()
+	f.stack = append(f.stack, b)
+	f.mu.Unlock()
+	f.there <- struct{}{}
 }
 
 // ErrRecorderClosed is returned for events that come after Close.
@@ -150,7 +181,7 @@ func (r *Recorder) seal() {
 	r.open++
 	r.settling.Unlock()
 	r.sealed <- sealed{r.block, r.first}
-	r.block = <-r.free
+	r.block = r.free.take()
 }
 
 func (r *Recorder) tick() {
@@ -214,7 +245,7 @@ func (r *Recorder) settle(ctx context.Context) {
 			r.bytes.Add(uint64(len(b.data)))
 		}
 		b.block.Reset()
-		r.free <- b.block
+		r.free.put(b.block)
 		r.settling.Lock()
 		r.open--
 		r.settled.Broadcast()

@@ -72,7 +72,12 @@ type up struct {
 // startUp starts a lab and returns once it says that it is up.
 func startUp(t *testing.T, dir string, args ...string) *up {
 	t.Helper()
-	cmd := program(t, append([]string{"--dir", dir, "up", "--port-clickhouse", "0", "--port-s3", "0", "--port-http", "0"}, args...)...)
+	return startUpBy(t, dir, program(t, append([]string{"--dir", dir, "up", "--port-clickhouse", "0", "--port-s3", "0", "--port-http", "0"}, args...)...))
+}
+
+// startUpBy is startUp by a command of the caller's.
+func startUpBy(t *testing.T, dir string, cmd *exec.Cmd) *up {
+	t.Helper()
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

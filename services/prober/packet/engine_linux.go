@@ -63,9 +63,8 @@ type Engine struct {
 	sockets [kinds]*socket
 	refused [kinds]refusal // where there is no socket
 	scopes  map[uint32]uint32
-	byAddr  map[netip.AddrPort]uint32 // first UDP flow
-	twins   []uint32                  // the next UDP flow with the same address, +1; nil if there are none
-	ssids   []uint16                  // session identifiers of UDP flows that share an address; nil if none do
+	byAddr  map[netip.AddrPort][]uint32 // UDP flows; a flow's place is its session identifier
+	ssids   []uint16                    // session identifiers of UDP flows that share an address; nil if none do
 	newest  []uint32                  // sequence number answered last, +1, by flow
 
 	in, errs *messages
@@ -207,17 +206,18 @@ func (e *Engine) addFlow(i uint32, id uint16) error {
 		return nil
 	}
 	if e.byAddr == nil {
-		e.byAddr = map[netip.AddrPort]uint32{}
+		e.byAddr = map[netip.AddrPort][]uint32{}
 	}
 	at := netip.AddrPortFrom(addr.WithZone(""), f.Dst.Port())
-	if other, ok := e.byAddr[at]; ok {
-		if e.twins == nil {
-			e.twins, e.ssids = make([]uint32, len(e.flows)), make([]uint16, len(e.flows))
+	others := e.byAddr[at]
+	if len(others) > 0 {
+		if e.ssids == nil {
+			e.ssids = make([]uint16, len(e.flows))
 		}
 		// Without one, the reflector would count the flows as one session.
-		e.twins[i], e.ssids[i] = other+1, e.ssids[other]+1
+		e.ssids[i] = uint16(len(others))
 	}
-	e.byAddr[at] = i
+	e.byAddr[at] = append(others, i)
 	return nil
 }
 
@@ -959,8 +959,8 @@ func (e *Engine) past(flow, seq uint32) bool {
 }
 
 func (e *Engine) answerSTAMP(b []byte, a arrival) {
-	flow, ok := e.byAddr[a.from]
-	if !ok {
+	twins := e.byAddr[a.from]
+	if len(twins) == 0 {
 		e.acc.Foreign++
 		return
 	}
@@ -973,9 +973,9 @@ func (e *Engine) answerSTAMP(b []byte, a arrival) {
 		e.acc.Forged++
 		return
 	}
-	n, ok := e.findTwin(flow, r.senderSeq, func(s *slot) bool { return ntp(s.wall) == r.senderStamp })
+	n, ok := e.findTwin(twins, r.ssid, r.senderSeq, func(s *slot) bool { return ntp(s.wall) == r.senderStamp })
 	if !ok {
-		e.missed(flow, r.senderSeq)
+		e.missed(twins[int(r.ssid)%len(twins)], r.senderSeq)
 		return
 	}
 	slot := e.win.at(n)
@@ -989,17 +989,26 @@ func (e *Engine) answerSTAMP(b []byte, a arrival) {
 	e.answered(slot, a, false)
 }
 
-// findTwin finds the probe with the number among the flows to one address.
-func (e *Engine) findTwin(flow, seq uint32, is func(*slot) bool) (uint64, bool) {
-	for {
+// findTwin finds the probe with the number among the flows to one address. The
+// session identifier tells which of them, unless there are more flows than
+// identifiers or the reflector does not know of identifiers (RFC 8972 is younger
+// than RFC 8762): then it takes looking.
+func (e *Engine) findTwin(twins []uint32, ssid uint16, seq uint32, is func(*slot) bool) (uint64, bool) {
+	const identifiers = 1 << 16
+	for at := int(ssid); at < len(twins); at += identifiers {
+		if n, ok := e.win.find(e.sched, twins[at], seq); ok && is(e.win.at(n)) {
+			return n, true
+		}
+	}
+	if ssid != 0 {
+		return 0, false
+	}
+	for _, flow := range twins[min(1, len(twins)):] {
 		if n, ok := e.win.find(e.sched, flow, seq); ok && is(e.win.at(n)) {
 			return n, true
 		}
-		if e.twins == nil || e.twins[flow] == 0 {
-			return 0, false
-		}
-		flow = e.twins[flow] - 1
 	}
+	return 0, false
 }
 
 // answered takes an answer to a probe.
@@ -1084,16 +1093,21 @@ func (e *Engine) failEcho(s *socket, f icmpError, dst, from netip.Addr, now int6
 
 // failUDP takes an ICMP error about a test packet.
 func (e *Engine) failUDP(to netip.AddrPort, f icmpError, seq uint32, from netip.Addr, now int64) {
-	flow, ok := e.byAddr[to]
-	if !ok {
+	twins := e.byAddr[to]
+	if len(twins) == 0 {
 		e.acc.Foreign++
 		return
 	}
-	n, ok := e.findTwin(flow, seq, func(s *slot) bool {
+	// Routers need not quote the identifier.
+	ssid := uint16(0)
+	if len(f.inner) >= e.l.ssid+2 {
+		ssid = binary.BigEndian.Uint16(f.inner[e.l.ssid:])
+	}
+	n, ok := e.findTwin(twins, ssid, seq, func(s *slot) bool {
 		return s.state == stateSent && (len(f.inner) < e.l.stamp+8 || binary.BigEndian.Uint64(f.inner[e.l.stamp:]) == ntp(s.wall))
 	})
 	if !ok {
-		e.missed(flow, seq)
+		e.missed(twins[int(ssid)%len(twins)], seq)
 		return
 	}
 	e.failed(e.win.at(n), f, to.Addr().Is6(), from, now)

@@ -124,6 +124,7 @@ type reply struct {
 	seq         uint32
 	t3, t2      uint64 // in the reflector's format
 	estimate    uint16
+	ssid        uint16 // 0 from who does not know RFC 8972
 	senderSeq   uint32
 	senderStamp uint64
 	senderTTL   byte
@@ -148,7 +149,7 @@ func parseReply(b []byte, l layout, s *signer) (r reply, v verdict) {
 	}
 	return reply{
 		seq: binary.BigEndian.Uint32(b[l.seq:]), t3: binary.BigEndian.Uint64(b[l.stamp:]), t2: binary.BigEndian.Uint64(b[l.receive:]),
-		estimate: binary.BigEndian.Uint16(b[l.estimate:]), senderSeq: binary.BigEndian.Uint32(b[l.senderSeq:]),
+		estimate: binary.BigEndian.Uint16(b[l.estimate:]), ssid: binary.BigEndian.Uint16(b[l.ssid:]), senderSeq: binary.BigEndian.Uint32(b[l.senderSeq:]),
 		senderStamp: binary.BigEndian.Uint64(b[l.senderStamp:]), senderTTL: b[l.senderTTL],
 	}, verdictOK
 }

@@ -84,7 +84,7 @@ func TestTables(t *testing.T) {
 				t.Errorf("reply\n%x, want\n%x", b, wantReply)
 			}
 			got, v := parseReply(wantReply, l, s)
-			want := reply{seq: 7, t3: ntp(rfcT3), t2: ntp(rfcT2), estimate: 0xa103, senderSeq: req.seq, senderStamp: req.stamp, senderTTL: 64}
+			want := reply{seq: 7, t3: ntp(rfcT3), t2: ntp(rfcT2), estimate: 0xa103, ssid: 0x1234, senderSeq: req.seq, senderStamp: req.stamp, senderTTL: 64}
 			if v != verdictOK || got != want {
 				t.Errorf("%+v %d, want %+v", got, v, want)
 			}
