@@ -233,7 +233,7 @@ type outcome struct {
 // rows were stored.
 type cost struct {
 	prober, lab time.Duration
-	peak        int64 // bytes, since the prober's start
+	memory      memory // of the prober, since its start
 }
 
 // run has an experiment done.
@@ -264,11 +264,11 @@ func (l *lab) run(ctx context.Context, prober *process, text string) (*outcome, 
 	if err != nil {
 		return nil, nil, err
 	}
-	peak, err := peakMemory(prober.Process.Pid)
+	mem, err := memoryOf(prober.Process.Pid)
 	if err != nil {
 		return nil, nil, err
 	}
-	return &o, &cost{prober: after - before, lab: afterLab - beforeLab, peak: peak}, nil
+	return &o, &cost{prober: after - before, lab: afterLab - beforeLab, memory: mem}, nil
 }
 
 func (l *lab) times(prober *process) (own, rest time.Duration, err error) {

@@ -28,7 +28,7 @@ const (
 
 const cloudproberPackage = "github.com/cloudprober/cloudprober/cmd/cloudprober@v0.14.0"
 
-// installs says how a tool that is missing is to be had.
+// missing says how a tool that is missing is to be had.
 func (o *options) missing(tool string) string {
 	switch tool {
 	case toolFping:
@@ -154,11 +154,11 @@ type cloudproberRun struct {
 
 // cloudproberRounds is how often each of its probes sends to every target in a
 // second: it sleeps a millisecond after each packet, so that 100 targets leave
-// time for no more.
-const cloudproberRounds = 8
+// time for little more, and what is not answered a second after the first packet is lost.
+const cloudproberRounds = 7
 
 // runCloudprober has so many ping probes of cloudprober, in one process, send to every target
-// eight times a second.
+// seven times a second.
 func runCloudprober(ctx context.Context, program, dir string, probes int, targets []string, duration time.Duration) (_ cloudproberRun, err error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -209,8 +209,8 @@ func runCloudprober(ctx context.Context, program, dir string, probes int, target
 		if err != nil {
 			return cloudproberRun{}, err
 		}
-		peak, err := peakMemory(p.Process.Pid)
-		return cloudproberRun{c, 0, cpu, peak}, err
+		mem, err := memoryOf(p.Process.Pid)
+		return cloudproberRun{c, 0, cpu, mem.peak}, err
 	}
 	// Counters move once a second: both accounts are taken just after they did.
 	moved := func(least float64) (cloudproberRun, time.Time, error) {

@@ -43,7 +43,7 @@ func ofSamples(s samples, u usage) measured {
 func ofStored(s *stored, c *cost) measured {
 	return measured{
 		sent: int(s.rows), answered: int(s.answered), p50: s.p50, p99: s.p99, rate: s.rate,
-		cpu: c.prober, elapsed: time.Duration(float64(s.rows) / s.rate * 1e9), peak: c.peak,
+		cpu: c.prober, elapsed: time.Duration(float64(s.rows) / s.rate * 1e9), peak: c.memory.peak,
 	}
 }
 
@@ -122,7 +122,8 @@ func measureRTT(ctx context.Context, b *bench) error {
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
-	fmt.Fprintf(b.w, "percentiles: nearest rank, of each round's samples; fping and ping print steps of 1 µs; stamps of ours: %s\n", stamps)
+	fmt.Fprintf(b.w, "percentiles: nearest rank, of each round's samples; fping and ping print steps of 1 µs and read the time of sending themselves, before the system call; stamps of ours: %s (kernel: when the packet left and when it came)\n", stamps)
+	fmt.Fprintln(b.w, "CPU of ours is of the whole run, with its preparation and the publishing of every row")
 	for _, tool := range tools {
 		if tool == toolOurs {
 			continue
@@ -167,13 +168,18 @@ func measureLoad(ctx context.Context, b *bench) error {
 	const (
 		paths    = 100
 		interval = 10 * time.Millisecond
-		crowd    = 12 // probes of cloudprober: as many packets a second as it takes
+		crowd    = 14 // probes of cloudprober: as many packets a second as it takes
 	)
 	prober, err := b.lab.prober(ctx, "bench-load")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = prober.stop() }()
+	idle, err := memoryOf(prober.Process.Pid)
+	if err != nil {
+		return err
+	}
+	last := idle
 	count := int(b.loadDuration / interval)
 	var names, targets []string
 	for i := range paths {
@@ -223,6 +229,7 @@ func measureLoad(ctx context.Context, b *bench) error {
 			}
 			fmt.Fprintf(b.w, "rows: sent %d, issued %d, stored %d, gaps %d, twice %d, run %s %s\n", paths*count, s.issued, s.rows, s.lost, s.repeated, o.Verdict, reasons(o))
 			complete = complete && s.complete(paths*count)
+			last = c.memory
 			m := ofStored(s, c)
 			storing = append(storing, c.lab.Seconds()/m.elapsed.Seconds())
 			lags = append(lags, s.lagP99)
@@ -271,6 +278,10 @@ func measureLoad(ctx context.Context, b *bench) error {
 	}
 	self := func(v float64) float64 { return v }
 	fmt.Fprintf(b.w, "ours: the prober alone, which spreads its probes evenly and publishes each; the lab that stores them took %.2f cores; dispatch lag p99 %s µs\n", median(storing, self), micro(median(lags, self)))
+	text := fmt.Sprintf("memory of the prober: peak %.1f MB before the first run, %.1f MB in the end; resident in the end: its own %.1f MB, of the program's file %.1f MB",
+		float64(idle.peak)/1e6, float64(last.peak)/1e6, float64(last.anon)/1e6, float64(last.file)/1e6)
+	fmt.Fprintln(b.w, text)
+	b.note("memory", text)
 	fmt.Fprintln(b.w, "fping -i 0 sends bursts of all targets; with more than 0 between probes it spreads them, and falls behind. It stores nothing")
 	fmt.Fprintf(b.w, "cloudprober sleeps 1 ms after each packet of a probe: x1 is all that one probe can do, x%d so many of them in one process (ping sockets: %t); it keeps counters and buckets, no single probe\n", crowd, pingSockets())
 	b.goal(complete, "every probe is a row, once: 0 lost by us")

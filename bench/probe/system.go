@@ -114,20 +114,33 @@ func familyTime(pid int) (time.Duration, error) {
 	return total, nil
 }
 
-// peakMemory is the most that was resident since the start, in bytes.
-func peakMemory(pid int) (int64, error) {
+// memory is what /proc/PID/status says, in bytes.
+type memory struct {
+	peak int64 // the most that was resident since the start
+	anon int64 // of what is resident now: the process's own
+	file int64 // and pages of its program, which others may share
+}
+
+func memoryOf(pid int) (memory, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, fmt.Errorf("memory: %w", err)
+		return memory{}, fmt.Errorf("memory: %w", err)
 	}
+	var m memory
 	for line := range strings.Lines(string(text)) {
-		if after, found := strings.CutPrefix(line, "VmHWM:"); found {
-			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(after), " kB"), 10, 40)
-			if err != nil {
-				return 0, fmt.Errorf("memory of process %d: %w", pid, err)
-			}
-			return kb << 10, nil
+		name, value, _ := strings.Cut(line, ":")
+		into := map[string]*int64{"VmHWM": &m.peak, "RssAnon": &m.anon, "RssFile": &m.file}[name]
+		if into == nil {
+			continue
 		}
+		kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 40)
+		if err != nil {
+			return memory{}, fmt.Errorf("memory of process %d: %w", pid, err)
+		}
+		*into = kb << 10
 	}
-	return 0, fmt.Errorf("memory of process %d: the kernel does not tell", pid)
+	if m.peak == 0 {
+		return memory{}, fmt.Errorf("memory of process %d: the kernel does not tell", pid)
+	}
+	return m, nil
 }

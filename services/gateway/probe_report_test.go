@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/transferlab/transferlab/schemas"
+	"github.com/transferlab/transferlab/services/gateway/client"
 	"github.com/transferlab/transferlab/services/internal/report"
 )
 
@@ -38,7 +39,7 @@ type madeProbe struct {
 }
 
 // makeProbes fills a made run with probes whose every number is known.
-func makeProbes(x *made) []madeProbe {
+func makeProbes(x *made, slower float64) []madeProbe {
 	random := rand.New(rand.NewPCG(3, 9))
 	clear(x.events)
 	clear(x.states)
@@ -62,6 +63,9 @@ func makeProbes(x *made) []madeProbe {
 							cell: trial.Cell, path: path, protocol: protocol, from: sites[from], to: sites[to], status: schemas.StatusOK,
 							at: time.Duration(n) * 10 * time.Millisecond, wait: time.Duration(random.IntN(50_000)),
 							rtt: time.Duration(500_000 + random.ExpFloat64()*15e6),
+						}
+						if p.to == "dublin" {
+							p.rtt = time.Duration(float64(p.rtt) * slower)
 						}
 						if random.Float64() < .03 {
 							p.status, p.rtt = schemas.StatusTimeout, time.Second
@@ -111,7 +115,7 @@ func makeProbes(x *made) []madeProbe {
 func TestProbeReportFigures(t *testing.T) {
 	r := newRig(t, nil)
 	var probes []madeProbe
-	x := r.make(making{file: probeFile, edit: func(x *made) { probes = makeProbes(x) }})
+	x := r.make(making{file: probeFile, edit: func(x *made) { probes = makeProbes(x, 1) }})
 	got, err := r.client.Report(t.Context(), x.run.ID.String())
 	if err != nil {
 		t.Fatal(err)
@@ -242,7 +246,7 @@ func TestProbeReportInvalid(t *testing.T) {
 		}, report.ReasonNetwork, "3 ms, set 1 ms"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := r.make(making{file: probeFile, edit: func(x *made) { makeProbes(x); c.edit(x) }})
+			x := r.make(making{file: probeFile, edit: func(x *made) { makeProbes(x, 1); c.edit(x) }})
 			got, err := r.client.Report(t.Context(), x.run.ID.String())
 			if err != nil {
 				t.Fatal(err)
@@ -258,5 +262,30 @@ func TestProbeReportInvalid(t *testing.T) {
 				t.Errorf("verdict %s, reasons %+v", got.Verdict, got.Validity.Reasons)
 			}
 		})
+	}
+}
+
+// Two runs of a mesh are compared pair by pair: one way that has become longer
+// does not hide among the others.
+func TestCompareMeshes(t *testing.T) {
+	r := newRig(t, nil)
+	a := r.make(making{file: probeFile, edit: func(x *made) { makeProbes(x, 1) }})
+	b := r.make(making{file: probeFile, seed: 2, edit: func(x *made) { makeProbes(x, 2) }})
+	got, err := r.client.Compare(t.Context(), a.run.ID.String(), b.run.ID.String(), client.CompareOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Results) != 2*2*3 {
+		t.Fatalf("%d results, want one for each cell, protocol and pair of sites: %s", len(got.Results), derefs(got))
+	}
+	for _, d := range got.Results {
+		slower := slices.Contains(d.Values, report.Value{Name: "dst_site", Value: "dublin"})
+		if d.Metric != "rtt" || slower != (d.Verdict == report.Worse) {
+			t.Errorf("%s %s is %s", d.Name(), d.Metric, d.Verdict)
+		}
+	}
+	other := r.make(making{file: madeFile, requests: 5})
+	if _, err := r.client.Compare(t.Context(), a.run.ID.String(), other.run.ID.String(), client.CompareOptions{}); err == nil || !strings.Contains(err.Error(), "want two of the same") {
+		t.Errorf("a mesh and downloads: %v", err)
 	}
 }

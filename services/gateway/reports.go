@@ -162,6 +162,9 @@ func (g *Gateway) compare(ctx context.Context, in *compareInput) (*report.Compar
 	if a.Run.ID == b.Run.ID {
 		return nil, problem(http.StatusUnprocessableEntity, "a and b are both run %s: want two runs", a.Run.ID)
 	}
+	if a.Run.Workload != b.Run.Workload {
+		return nil, problem(http.StatusUnprocessableEntity, "run a is of workload %s and run b of %s: want two of the same", a.Run.Workload, b.Run.Workload)
+	}
 	for _, r := range []schemas.Run{a.Run, b.Run} {
 		if !r.Ended() {
 			return nil, problem(http.StatusConflict, "run %s is %s: runs are compared when they have ended", r.ID, r.State)

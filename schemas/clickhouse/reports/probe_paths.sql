@@ -1,4 +1,4 @@
--- What was measured between each pair of sites in each cell of a probe run, by protocol. Each line of probes
+-- What was measured between each pair of sites, and from sites to targets, in each cell of a probe run, by protocol. Each line of probes
 -- (path) is looked at in order; jitter and reordering are of one path, so a pair's are those of its worst path.
 --   jitter     interarrival jitter of RFC 3550 (section 6.4.1) at the end of the path: J += (|D| - J) / 16, D the
 --              difference of the round trips of successive answers
@@ -53,7 +53,7 @@ FROM
             attrs['path']                                AS path,
             attrs['protocol']                            AS protocol,
             toString(site)                               AS src_site,
-            attrs['dst_site']                            AS dst_site,
+            if(position(attrs['dst'], '://') > 0, attrs['dst'], attrs['dst_site']) AS dst_site,
             toString(events.status)                      AS status,
             events.status = 'ok'                         AS succeeded,
             toInt64(duration_ns)                         AS duration_ns,

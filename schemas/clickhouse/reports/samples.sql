@@ -4,7 +4,9 @@ WITH
     {cells:Array(UInt32)} AS cells,
     {attempts:Array(UInt16)} AS attempts,
     {thresholds:Array(UInt64)} AS thresholds
-SELECT cells[trial + 1] AS cell, trial, wait_ns + duration_ns AS corrected_ns, duration_ns AS service_ns, first_byte_ns
+SELECT cells[trial + 1] AS cell, trial,
+    if({kind:String} = 'probe', concat(attrs['protocol'], ' ', toString(site), ' ', if(position(attrs['dst'], '://') > 0, attrs['dst'], attrs['dst_site'])), '') AS ends,
+    wait_ns + duration_ns AS corrected_ns, duration_ns AS service_ns, first_byte_ns
 FROM events
 WHERE run = {run:UUID} AND kind = {kind:String} AND status = 'ok' AND trial < length(cells) AND attempt = attempts[trial + 1]
     AND sipHash64(toString(producer), seq) <= thresholds[cells[trial + 1] + 1]

@@ -1,9 +1,10 @@
--- Successful requests, payload and median latencies of each trial of a run.
+-- Successful requests, payload and median latencies of each trial of a run, of probes for each pair of ends.
 WITH
     {attempts:Array(UInt16)} AS attempts,
     status = 'ok' AS succeeded
 SELECT
     trial,
+    if({kind:String} = 'probe', concat(attrs['protocol'], ' ', toString(site), ' ', if(position(attrs['dst'], '://') > 0, attrs['dst'], attrs['dst_site'])), '') AS ends,
     countIf(succeeded)                                                   AS ok,
     sumIf(bytes, succeeded)                                              AS payload,
     quantileExactIf(0.5)(wait_ns + duration_ns, succeeded)               AS corrected_ns,
@@ -12,5 +13,5 @@ SELECT
     quantileExactIf(0.5)(first_byte_ns, succeeded AND first_byte_ns > 0) AS first_byte_median_ns
 FROM events
 WHERE run = {run:UUID} AND kind = {kind:String} AND trial < length(attempts) AND attempt = attempts[trial + 1]
-GROUP BY trial
-ORDER BY trial
+GROUP BY trial, ends
+ORDER BY trial, ends

@@ -14,9 +14,11 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/transferlab/transferlab/schemas"
 	"github.com/transferlab/transferlab/services/gateway/measure"
 	"github.com/transferlab/transferlab/services/internal/report"
 )
@@ -33,8 +35,10 @@ type Options struct {
 const (
 	minTrials  = 5    // from here on the trial is the unit
 	maxSamples = 4096 // requests of a cell and run, on average
-	manyDraws  = 2000 // of the bootstrap
-	confidence = 0.95
+	// mostSamples is the most of a cell of the matrix, whatever pairs it has.
+	mostSamples = 64 * maxSamples
+	manyDraws   = 2000 // of the bootstrap
+	confidence  = 0.95
 )
 
 // CaveatRequests is said of verdicts that rest on requests.
@@ -50,6 +54,7 @@ const (
 	Service    = "service"
 	FirstByte  = "first_byte"
 	Throughput = "throughput"
+	RTT        = "rtt"
 )
 
 // Data is what one run has to say on one metric of one cell: groups of values,
@@ -216,7 +221,7 @@ const (
 	overRequests = "requests"
 )
 
-// Runs compares run b with run a.
+// Runs compares run b with run a, which are of the same workload.
 func Runs(ctx context.Context, s *measure.Source, a, b measure.Input, o Options) (*report.Comparison, error) {
 	sideA, err := load(ctx, s, a)
 	if err != nil {
@@ -231,7 +236,7 @@ func Runs(ctx context.Context, s *measure.Source, a, b measure.Input, o Options)
 		Alpha: o.Alpha, MinEffect: o.MinEffect, Confidence: confidence,
 		Notes: notes(sideA, sideB), Results: []report.Difference{}, Methods: methods(),
 	}
-	pairs, unmatched := match(sideA.layout, sideB.layout)
+	pairs, unmatched := match(sideA.cells, sideB.cells)
 	if len(pairs) == 0 {
 		c.Notes = append(c.Notes, "the runs have no cell in common: nothing can be compared")
 		return c, nil
@@ -253,10 +258,24 @@ func Runs(ctx context.Context, s *measure.Source, a, b measure.Input, o Options)
 	return c, err
 }
 
+// cell is what is compared of a run: a cell of its matrix, of probes each pair of
+// ends in it.
+type cell struct {
+	values []report.Value
+	of     uint32 // cell of the matrix
+}
+
+type cellKey struct {
+	of   uint32
+	ends string
+}
+
 // side is one run of a comparison.
 type side struct {
 	head      report.Compared
-	layout    *measure.Layout
+	metrics   []metric
+	cells     []cell
+	index     map[cellKey]int
 	selection measure.Selection
 	trials    [][]measure.Trial                   // by cell
 	samples   map[int]map[uint32][]measure.Sample // by cell and trial, where trials are too few
@@ -272,20 +291,54 @@ func load(ctx context.Context, s *measure.Source, in measure.Input) (*side, erro
 		return nil, err
 	}
 	r := &side{
-		head:   report.Compared{Run: head.Run, Valid: head.Validity.Valid, Reasons: head.Validity.Reasons},
-		layout: layout, selection: selection, trials: make([][]measure.Trial, len(layout.Cells)),
+		head:      report.Compared{Run: head.Run, Valid: head.Validity.Valid, Reasons: head.Validity.Reasons},
+		selection: selection, index: map[cellKey]int{}, metrics: metrics(in.Run.Workload),
+	}
+	if in.Run.Workload != schemas.WorkloadProbe {
+		for i, c := range layout.Cells {
+			r.add(cellKey{of: uint32(i)}, c.Values)
+		}
 	}
 	for _, t := range trials {
-		if cell := int(selection.Cells[t.Trial]); t.OK > 0 && cell < len(r.trials) {
-			r.trials[cell] = append(r.trials[cell], t)
+		of := selection.Cells[t.Trial]
+		if t.OK == 0 || int(of) >= len(layout.Cells) {
+			continue
 		}
+		k := cellKey{of, t.Ends}
+		if _, known := r.index[k]; !known {
+			r.add(k, slices.Concat(layout.Cells[of].Values, ends(t.Ends)))
+		}
+		at := r.index[k]
+		r.trials[at] = append(r.trials[at], t)
 	}
 	return r, nil
 }
 
+func (r *side) add(k cellKey, values []report.Value) {
+	r.index[k] = len(r.cells)
+	r.cells = append(r.cells, cell{values: values, of: k.of})
+	r.trials = append(r.trials, nil)
+}
+
+// ends are the two ends of a probe and how it got there, as values of a cell.
+func ends(text string) []report.Value {
+	var values []report.Value
+	for i, part := range strings.Split(text, " ") {
+		if names := []string{"protocol", "src_site", "dst_site"}; i < len(names) && text != "" {
+			values = append(values, report.Value{Name: names[i], Value: part})
+		}
+	}
+	return values
+}
+
 // sample fetches requests of the cells where either run has too few trials.
 func (r *side) sample(ctx context.Context, s *measure.Source, pairs []pair, other *side, of func(pair) (mine, theirs int)) error {
-	counts := make([]uint64, len(r.layout.Cells))
+	// By cell of the matrix: its pairs of ends share the limit.
+	cells := uint32(0)
+	for _, c := range r.cells {
+		cells = max(cells, c.of+1)
+	}
+	counts := make([]uint64, cells)
 	wanted := false
 	for _, p := range pairs {
 		mine, theirs := of(p)
@@ -294,19 +347,23 @@ func (r *side) sample(ctx context.Context, s *measure.Source, pairs []pair, othe
 		}
 		wanted = true
 		for _, t := range r.trials[mine] {
-			counts[mine] += t.OK
+			counts[r.cells[mine].of] += t.OK
 		}
 	}
 	r.samples = map[int]map[uint32][]measure.Sample{}
 	if !wanted {
 		return nil
 	}
-	samples, err := s.Samples(ctx, r.selection, counts, maxSamples)
+	limit := min(maxSamples*max(1, len(r.cells)/max(1, int(cells))), mostSamples)
+	samples, err := s.Samples(ctx, r.selection, counts, limit)
 	if err != nil {
 		return err
 	}
 	for _, x := range samples {
-		cell := int(x.Cell)
+		cell, known := r.index[cellKey{x.Cell, x.Ends}]
+		if !known {
+			continue
+		}
 		if r.samples[cell] == nil {
 			r.samples[cell] = map[uint32][]measure.Sample{}
 		}
@@ -325,23 +382,23 @@ type pair struct {
 
 // match pairs cells of equal values; two runs of one cell each are a pair
 // whatever its values.
-func match(a, b *measure.Layout) (pairs []pair, unmatched int) {
-	if len(a.Cells) == 1 && len(b.Cells) == 1 {
-		return []pair{{0, 0, a.Cells[0].Values}}, 0
+func match(a, b []cell) (pairs []pair, unmatched int) {
+	if len(a) == 1 && len(b) == 1 {
+		return []pair{{0, 0, a[0].values}}, 0
 	}
 	at := map[string]int{}
-	for i, c := range b.Cells {
-		at[key(c.Values)] = i
+	for i, c := range b {
+		at[key(c.values)] = i
 	}
-	for i, c := range a.Cells {
-		j, found := at[key(c.Values)]
+	for i, c := range a {
+		j, found := at[key(c.values)]
 		if !found {
 			unmatched++
 			continue
 		}
-		pairs = append(pairs, pair{i, j, c.Values})
+		pairs = append(pairs, pair{i, j, c.values})
 	}
-	return pairs, unmatched + len(b.Cells) - len(pairs)
+	return pairs, unmatched + len(b) - len(pairs)
 }
 
 // key does not depend on the order of the axes.
@@ -354,14 +411,21 @@ func key(values []report.Value) string {
 	return fmt.Sprint(parts)
 }
 
-func testsOf(p pair, a, b *side) []Test {
-	byTrial := enough(a.trials[p.a], b.trials[p.b])
-	var tests []Test
-	for _, m := range []struct {
-		name    string
-		trial   func(*measure.Trial) (float64, bool)
-		request func(*measure.Sample) (float64, bool)
-	}{
+// metric is one figure that is compared.
+type metric struct {
+	name    string
+	trial   func(*measure.Trial) (float64, bool)
+	request func(*measure.Sample) (float64, bool)
+}
+
+func metrics(workload string) []metric {
+	if workload == schemas.WorkloadProbe {
+		return []metric{{
+			RTT, func(t *measure.Trial) (float64, bool) { return float64(t.Service), true },
+			func(s *measure.Sample) (float64, bool) { return float64(s.Service), true },
+		}}
+	}
+	return []metric{
 		{
 			Corrected, func(t *measure.Trial) (float64, bool) { return float64(t.Corrected), true },
 			func(s *measure.Sample) (float64, bool) { return float64(s.Corrected), true },
@@ -377,7 +441,13 @@ func testsOf(p pair, a, b *side) []Test {
 		{Throughput, func(t *measure.Trial) (float64, bool) {
 			return float64(t.Bytes) / (float64(t.Elapsed) / 1e9), t.Elapsed > 0
 		}, nil},
-	} {
+	}
+}
+
+func testsOf(p pair, a, b *side) []Test {
+	byTrial := enough(a.trials[p.a], b.trials[p.b])
+	var tests []Test
+	for _, m := range a.metrics {
 		t := Test{Values: p.values, Metric: m.name, Over: overTrials}
 		if byTrial || m.request == nil {
 			t.A, t.B = ofTrials(a.trials[p.a], m.trial), ofTrials(b.trials[p.b], m.trial)

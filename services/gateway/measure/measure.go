@@ -216,12 +216,14 @@ func (s *Source) elapsed(ctx context.Context, sel Selection) (map[uint32]int64, 
 // Trial is one trial's summary.
 type Trial struct {
 	Trial                         uint32
+	Ends                          string // of probes: protocol, source and destination
 	OK, Bytes, Answered           uint64
 	Corrected, Service, FirstByte uint64 // medians, nanoseconds
 	Elapsed                       int64  // nanoseconds
 }
 
-// Trials returns the summaries of a run's trials.
+// Trials returns the summaries of a run's trials, of probes one for each pair of
+// ends.
 func (s *Source) Trials(ctx context.Context, sel Selection) ([]Trial, error) {
 	elapsed, err := s.elapsed(ctx, sel)
 	if err != nil {
@@ -231,7 +233,7 @@ func (s *Source) Trials(ctx context.Context, sel Selection) ([]Trial, error) {
 	parameters := clickhouse.Parameters{"run": sel.Run.String(), "kind": sel.Kind, "attempts": array(sel.Attempts)}
 	err = s.query(ctx, reports.Trials, parameters, func(r driver.Rows) error {
 		var t Trial
-		if err := r.Scan(&t.Trial, &t.OK, &t.Bytes, &t.Corrected, &t.Service, &t.Answered, &t.FirstByte); err != nil {
+		if err := r.Scan(&t.Trial, &t.Ends, &t.OK, &t.Bytes, &t.Corrected, &t.Service, &t.Answered, &t.FirstByte); err != nil {
 			return err
 		}
 		t.Elapsed = elapsed[t.Trial]
@@ -244,6 +246,7 @@ func (s *Source) Trials(ctx context.Context, sel Selection) ([]Trial, error) {
 // Sample is one successful request.
 type Sample struct {
 	Cell, Trial                   uint32
+	Ends                          string // as of [Trial]
 	Corrected, Service, FirstByte uint64 // nanoseconds
 }
 
@@ -264,7 +267,7 @@ func (s *Source) Samples(ctx context.Context, sel Selection, counts []uint64, li
 	var all []Sample
 	err := s.query(ctx, reports.Samples, parameters, func(r driver.Rows) error {
 		var x Sample
-		if err := r.Scan(&x.Cell, &x.Trial, &x.Corrected, &x.Service, &x.FirstByte); err != nil {
+		if err := r.Scan(&x.Cell, &x.Trial, &x.Ends, &x.Corrected, &x.Service, &x.FirstByte); err != nil {
 			return err
 		}
 		all = append(all, x)

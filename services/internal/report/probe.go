@@ -24,8 +24,8 @@ type Path struct {
 	Values   []Value `json:"values"` // of the cell
 	Protocol string  `json:"protocol"`
 	From     string  `json:"src_site"`
-	To       string  `json:"dst_site"`
-	Lines    uint64  `json:"paths"` // lines of probes
+	To       string  `json:"dst_site"` // a target as it is written in the file
+	Lines    uint64  `json:"paths"`    // lines of probes
 
 	Sent       uint64            `json:"sent"`
 	OK         uint64            `json:"ok"`
@@ -194,19 +194,25 @@ func (r *Report) probeLoad() []table.Row {
 }
 
 // matrix shows from each site (rows) to each site (columns) median, p99, loss and
-// jitter.
+// jitter, and the medians of both ways where the clocks allow.
 func (g *pathGroup) matrix(p *page, from, to []string) {
 	header := table.Row{"from \\ to", ""}
 	for _, t := range to {
 		header = append(header, t)
 	}
 	var rows []table.Row
-	figures := []struct {
+	type figure struct {
 		name string
 		of   func(*Path) string
-	}{
+	}
+	figures := []figure{
 		{"p50", func(x *Path) string { return rttText(x, func(q *Quantiles) uint64 { return q.P50 }) }},
-		{"p99", func(x *Path) string { return rttText(x, func(q *Quantiles) uint64 { return q.P99 }) }},
+		{"p99", func(x *Path) string {
+			if x.RTT == nil {
+				return "–"
+			}
+			return duration(float64(x.RTT.P99))
+		}},
 		{"loss", func(x *Path) string { return percent(x.Loss) }},
 		{"jitter", func(x *Path) string {
 			if x.OK < 2 {
@@ -214,6 +220,15 @@ func (g *pathGroup) matrix(p *page, from, to []string) {
 			}
 			return duration(x.Jitter)
 		}},
+	}
+	if slices.ContainsFunc(g.paths, func(x *Path) bool { return x.Forward != nil || x.Backward != nil }) {
+		oneWay := func(q *Quantiles) string {
+			if q == nil {
+				return "withheld"
+			}
+			return duration(float64(q.P50))
+		}
+		figures = append(figures, figure{"there p50", func(x *Path) string { return oneWay(x.Forward) }}, figure{"back p50", func(x *Path) string { return oneWay(x.Backward) }})
 	}
 	for _, f := range from {
 		for i, figure := range figures {
