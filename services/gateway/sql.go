@@ -140,7 +140,7 @@ type exportInput struct {
 	ID     string   `path:"id" maxLength:"64" doc:"Id of a run, the unique beginning of one, or latest."`
 	Format string   `query:"format" enum:"csv,tsv,json,ndjson,parquet,arrow,native" default:"csv" doc:"csv and tsv have a header; json is one array; ndjson one object a line."`
 	Kinds  []string `query:"kind,explode" maxItems:"32" doc:"Only events of these kinds, such as request, task, trial; all if not given."`
-	View   string   `query:"view" enum:"events,s3_requests,s3_metrics_1m,s3_metrics_1s" default:"events" doc:"The table or view whose rows of the run are wanted."`
+	View   string   `query:"view" enum:"events,s3_requests,s3_metrics_1m,s3_metrics_1s,probe_packets,netlab_checks,netlab_links" default:"events" doc:"The table or view whose rows of the run are wanted."`
 }
 
 // exportFormats are ClickHouse's names, with the settings that make them what

@@ -45,7 +45,7 @@ type exportCmd struct {
 	Format string   `help:"csv, tsv, json, ndjson, parquet, arrow or native." default:"csv"`
 	Out    string   `help:"File to write; - is standard output." default:"-"`
 	Kind   []string `help:"Only events of these kinds, such as request."`
-	View   string   `help:"events, s3_requests, s3_metrics_1m or s3_metrics_1s." default:"events"`
+	View   string   `help:"events, s3_requests, s3_metrics_1m, s3_metrics_1s, probe_packets, netlab_checks or netlab_links." default:"events"`
 }
 
 func (e *exportCmd) Run(ctx context.Context, c *cli) error {

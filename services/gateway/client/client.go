@@ -359,7 +359,7 @@ func (c *Client) Compare(ctx context.Context, a, b string, o CompareOptions) (*r
 type ExportOptions struct {
 	Format string   // csv, tsv, json, ndjson, parquet, arrow, native; csv if empty
 	Kinds  []string // of events; all if empty
-	View   string   // events, s3_requests, s3_metrics_1m, s3_metrics_1s; events if empty
+	View   string   // a table or view: events if empty
 }
 
 // Export writes the rows of a run. After an error what was written is not

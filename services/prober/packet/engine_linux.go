@@ -65,7 +65,7 @@ type Engine struct {
 	scopes  map[uint32]uint32
 	byAddr  map[netip.AddrPort][]uint32 // UDP flows; a flow's place is its session identifier
 	ssids   []uint16                    // session identifiers of UDP flows that share an address; nil if none do
-	newest  []uint32                  // sequence number answered last, +1, by flow
+	newest  []uint32                    // sequence number answered last, +1, by flow
 
 	in, errs *messages
 	clock    clock
