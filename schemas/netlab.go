@@ -106,6 +106,16 @@ func (e *Experiment) ends(name string) (a, b string, err error) {
 	return "", "", fmt.Errorf("%q can be read as more than one pair of sites: rename a site", name)
 }
 
+// LinkName is how the file calls the link between two sites.
+func (e *Experiment) LinkName(a, b string) string {
+	for name := range e.Links {
+		if x, y, err := e.ends(name); err == nil && (x == a && y == b || x == b && y == a) {
+			return name
+		}
+	}
+	return a + "-" + b
+}
+
 // Limits of an emulated network.
 const (
 	MaxEmulatedSites  = 64

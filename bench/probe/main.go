@@ -135,6 +135,7 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 		fmt.Fprintf(w, "%s: %s\n", c.name, c.value)
 	}
 	all := slices.Clone(fixed)
+	var faults []error
 	for _, s := range scenarios() {
 		if !slices.Contains(strings.Split(o.scenarios, ","), s.name) {
 			continue
@@ -143,10 +144,15 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 		say("%s", s.name)
 		fmt.Fprintf(w, "\n== %s\n", s.name)
 		if err := s.run(ctx, b); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+			faults = append(faults, fmt.Errorf("%s: %w", s.name, err))
+			if ctx.Err() != nil {
+				break
+			}
+			fmt.Fprintf(w, "failed: %v\n", err)
+			b.note("failed", strings.ReplaceAll(err.Error(), "\n", " "))
 		}
 		b.notes = append(b.notes, condition{s.name + "-load-after", load()})
-		fmt.Fprintf(w, "load average before: %s, after: %s\n", b.notes[1].value, b.notes[len(b.notes)-1].value)
+		fmt.Fprintf(w, "load average before: %s, after: %s\n", b.notes[1].value, load())
 		all = append(all, b.notes...)
 		if o.out == "" {
 			continue
@@ -158,7 +164,7 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 			return err
 		}
 	}
-	return nil
+	return errors.Join(faults...)
 }
 
 func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }

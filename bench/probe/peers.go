@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"debug/buildinfo"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -130,6 +132,31 @@ func fping(ctx context.Context, targets []string, period time.Duration, count in
 	}
 	s, err := parseFping(bytes.NewReader(said), len(targets), count)
 	return s, u, err
+}
+
+// fpings has so many processes of fping share the targets. Elapsed is the longest,
+// the rest sums.
+func fpings(ctx context.Context, targets []string, processes int, period time.Duration, count int, gap string) (samples, usage, error) {
+	var (
+		mu      sync.Mutex
+		all     samples
+		used    usage
+		faults  []error
+		working sync.WaitGroup
+	)
+	for part := range slices.Chunk(targets, (len(targets)+processes-1)/processes) {
+		working.Go(func() {
+			s, u, err := fping(ctx, part, period, count, gap)
+			mu.Lock()
+			defer mu.Unlock()
+			all.sent += s.sent
+			all.rtts = append(all.rtts, s.rtts...)
+			used = usage{max(used.elapsed, u.elapsed), used.cpu + u.cpu, used.peak + u.peak}
+			faults = append(faults, err)
+		})
+	}
+	working.Wait()
+	return all, used, errors.Join(faults...)
 }
 
 func ping(ctx context.Context, target string, period time.Duration, count int) (samples, usage, error) {

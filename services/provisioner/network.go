@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/url"
 	"os"
@@ -28,6 +29,8 @@ type network struct {
 	parts sync.WaitGroup
 	once  sync.Once
 	env   []string // of agents
+	// overrun is what was lost before the run: its checks fill links.
+	overrun int64
 }
 
 // How long agents in an emulated network may take until they are on the bus.
@@ -52,11 +55,16 @@ func (p *place) makeNetwork(ctx context.Context) error {
 		return fmt.Errorf("start the emulated network: %w", err)
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	n := &network{place: p, lab: lab, dir: p.networkDir(), stop: stop}
+	n := &network{place: p, lab: lab, dir: p.networkDir(), stop: stop, overrun: math.MaxInt64}
 	p.network = n
-	if err := p.gate(ctx, lab); err != nil {
+	if err := p.gate(ctx, lab, topology); err != nil {
 		return err
 	}
+	before, err := lab.Stats(ctx)
+	if err != nil {
+		return fmt.Errorf("ask what the links did: %w", err)
+	}
+	n.overrun = before.Overrun
 	if err := n.serve(running); err != nil {
 		return err
 	}
@@ -93,7 +101,7 @@ func (*place) agentName(taken []netlab.NodeSpec, site string) string {
 }
 
 // gate measures the network before the run does, and records what it saw.
-func (p *place) gate(ctx context.Context, lab *netlab.Lab) error {
+func (p *place) gate(ctx context.Context, lab *netlab.Lab, topology schemas.Topology) error {
 	p.note(ctx, "checking that the links do what they should")
 	begin := time.Now()
 	checks, err := lab.Gate(ctx)
@@ -103,6 +111,12 @@ func (p *place) gate(ctx context.Context, lab *netlab.Lab) error {
 	var told []schemas.PlaceCheck
 	var faults []string
 	for _, c := range checks {
+		for _, l := range topology.Links {
+			if c.Link == l.A+"-"+l.B {
+				c.Link = p.file.LinkName(l.A, l.B)
+				break
+			}
+		}
 		what, status := c.What, schemas.StatusOK
 		if c.Direction != "" {
 			what += " " + c.Direction
@@ -138,7 +152,7 @@ func (p *place) gate(ctx context.Context, lab *netlab.Lab) error {
 	}
 	p.say(ctx, func(s *schemas.Place) { s.Checks = told })
 	if len(faults) > 0 {
-		return fmt.Errorf("%w: %s", errUnfit, strings.Join(faults, "; "))
+		return unfitError(faults)
 	}
 	return nil
 }
@@ -349,6 +363,7 @@ func (n *network) account(ctx context.Context) {
 func (n *network) recordLinks(ctx context.Context, stats netlab.Stats) error {
 	p := n.place
 	number := func(v int64) string { return strconv.FormatInt(v, 10) }
+	overrun := max(0, stats.Overrun-n.overrun)
 	for _, l := range stats.Links {
 		err := p.recorder.Record(&schemas.Event{
 			Intended: time.Now(), Run: p.run, Attempt: 1, Workload: p.file.Workload, Service: ServiceName, Kind: schemas.KindLink,
@@ -375,15 +390,15 @@ func (n *network) recordLinks(ctx context.Context, stats netlab.Stats) error {
 		Attrs: []schemas.Attr{
 			{Key: "from", Value: "relay"},
 			{Key: "to", Value: "relay"},
-			{Key: "overrun", Value: number(stats.Overrun)},
+			{Key: "overrun", Value: number(overrun)},
 			{Key: "unreachable", Value: number(stats.Unreachable)},
 			{Key: "cpu_ns", Value: number(stats.CPUNanos)},
 		},
 	}
 	// Probes count what is lost; a load that fills its link loses packets anyway.
-	if stats.Overrun > 0 && p.file.Workload == schemas.WorkloadProbe {
+	if overrun > 0 && p.file.Workload == schemas.WorkloadProbe {
 		relay.Status = "overrun"
-		relay.Error = fmt.Sprintf("the emulated network lost %d packets that it was not asked to lose: they came faster than this machine could carry them", stats.Overrun)
+		relay.Error = fmt.Sprintf("the emulated network lost %d packets that it was not asked to lose: they came faster than this machine could carry them", overrun)
 	}
 	if err := p.recorder.Record(relay); err != nil {
 		return err

@@ -200,8 +200,9 @@ func (p *Provisioner) keep(ctx context.Context, id uuid.UUID, w schemas.PlaceWan
 		err = pl.guard(ctx)
 	case ctx.Err() != nil:
 	default:
+		_, unfit := errors.AsType[unfitError](err)
 		pl.say(ctx, func(s *schemas.Place) {
-			s.State, s.Error, s.Invalid = schemas.PlaceFailed, err.Error(), errors.Is(err, errUnfit)
+			s.State, s.Error, s.Invalid = schemas.PlaceFailed, err.Error(), unfit
 		})
 	}
 	if err != nil && ctx.Err() == nil {
@@ -211,8 +212,10 @@ func (p *Provisioner) keep(ctx context.Context, id uuid.UUID, w schemas.PlaceWan
 	p.leave(ctx, pl)
 }
 
-// errUnfit says that a place is not what was asked for.
-var errUnfit = errors.New("the emulated network does not behave as declared")
+// unfitError says in what a place is not what was asked for.
+type unfitError []string
+
+func (e unfitError) Error() string { return strings.Join(e, "; ") }
 
 func (p *place) make(ctx context.Context) (err error) {
 	if p.file, err = schemas.ParseExperiment([]byte(p.want.File)); err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 // errUnfit says that a place could be made and is not what was asked for.
-var errUnfit = errors.New("the place is not what the experiment declares")
+var errUnfit = errors.New("the sites are not as declared")
 
 // makePlace has the run's place made and waits until it is ready.
 func (s *Scheduler) makePlace(ctx context.Context, run *schemas.Run) error {
