@@ -155,9 +155,13 @@ type empty struct{}
 
 func (*empty) Validate() error { return nil }
 
+// optionalService is one that a lab can do without: where nobody makes sites,
+// those that are there can be measured.
+const optionalService = "provisioner"
+
 // services asks those that every lab has and those that agents announce.
 func (g *Gateway) services(ctx context.Context) []api.ServiceStatus {
-	names := []string{"collector", "gateway", "scheduler"}
+	names := []string{"collector", "gateway", optionalService, "scheduler"}
 	if agents, err := g.presentAgents(ctx); err == nil {
 		for _, a := range agents {
 			if !slices.Contains(names, a.Service) {
@@ -183,6 +187,7 @@ func (g *Gateway) services(ctx context.Context) []api.ServiceStatus {
 		})
 	}
 	asked.Wait()
+	all = slices.DeleteFunc(all, func(s api.ServiceStatus) bool { return s.Name == optionalService && s.Error != "" })
 	slices.SortFunc(all, func(a, b api.ServiceStatus) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }
