@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -105,16 +104,37 @@ func runTool(ctx context.Context, limit time.Duration, program string, args ...s
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	begin := time.Now()
-	err = cmd.Run()
+	if err := cmd.Start(); err != nil {
+		return nil, nil, u, fmt.Errorf("start %s: %w", program, err)
+	}
+	ended, peak := make(chan struct{}), make(chan int64)
+	go watchPeak(cmd.Process.Pid, ended, peak)
+	err = cmd.Wait()
 	u.elapsed = time.Since(begin)
+	close(ended)
+	u.peak = <-peak
 	if ctx.Err() != nil || cmd.ProcessState == nil || (err != nil && cmd.ProcessState.ExitCode() != 1) {
 		return nil, nil, u, fmt.Errorf("%s: %w: %.500s", program, err, complaints.Bytes())
 	}
 	u.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	if r, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		u.peak = r.Maxrss << 10
-	}
 	return out.Bytes(), complaints.Bytes(), u, nil
+}
+
+// watchPeak follows the memory of a process until it has ended. The kernel's final
+// account would not do: there, a child begins with what its parent had.
+func watchPeak(pid int, ended <-chan struct{}, peak chan<- int64) {
+	most := int64(0)
+	defer func() { peak <- most }()
+	for {
+		if m, err := memoryOf(pid); err == nil {
+			most = max(most, m.peak)
+		}
+		select {
+		case <-ended:
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // fping probes every target count times, period apart. gap, in milliseconds, is
