@@ -42,13 +42,20 @@ type Provisioner struct {
 	recorder *bus.Recorder
 
 	mu     sync.Mutex
-	active map[uuid.UUID]context.CancelCauseFunc
+	active map[uuid.UUID]*keeping
 	work   sync.WaitGroup
 }
 
 // New returns a provisioner; Run starts it.
 func New(cfg Config, n *node.Node) *Provisioner {
-	return &Provisioner{cfg: cfg, node: n, log: n.Log, active: map[uuid.UUID]context.CancelCauseFunc{}}
+	return &Provisioner{cfg: cfg, node: n, log: n.Log, active: map[uuid.UUID]*keeping{}}
+}
+
+// keeping is a place that is there, or on its way in or out.
+type keeping struct {
+	unwanted bool
+	end      context.CancelCauseFunc
+	gone     chan struct{} // closed at its very end
 }
 
 // errUnwanted ends a place that the scheduler has given up.
@@ -132,26 +139,37 @@ func (p *Provisioner) adopt(ctx context.Context, wants *bus.Bucket[schemas.Place
 func (p *Provisioner) want(ctx context.Context, id uuid.UUID, w schemas.PlaceWanted) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.active[id] != nil {
+	earlier := p.active[id]
+	if earlier != nil && !earlier.unwanted {
 		return
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	p.active[id] = cancel
+	ctx, end := context.WithCancelCause(ctx)
+	k := &keeping{end: end, gone: make(chan struct{})}
+	p.active[id] = k
 	p.work.Go(func() {
-		defer cancel(nil)
+		defer close(k.gone)
+		defer end(nil)
+		if earlier != nil {
+			<-earlier.gone // a run that was resumed finds its sites anew
+		}
 		p.keep(ctx, id, w)
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		delete(p.active, id)
+		if p.active[id] == k {
+			delete(p.active, id)
+		}
 	})
 }
 
 func (p *Provisioner) unwant(ctx context.Context, id uuid.UUID) {
 	p.mu.Lock()
-	cancel := p.active[id]
+	k := p.active[id]
+	if k != nil {
+		k.unwanted = true
+		k.end(errUnwanted)
+	}
 	p.mu.Unlock()
-	if cancel != nil {
-		cancel(errUnwanted)
+	if k != nil {
 		return
 	}
 	e, err := p.places.Get(ctx, schemas.PlaceKey(id))

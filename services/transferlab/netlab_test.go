@@ -214,6 +214,31 @@ func TestEmulatedNetworkIsKilled(t *testing.T) {
 	}
 }
 
+// A run that is cancelled and resumed at once finds its network made anew.
+func TestEmulatedNetworkIsResumed(t *testing.T) {
+	dir := t.TempDir()
+	l := startUp(t, dir, "--port-nats", "0")
+	run := begin(t, dir, writeEmulated(t, dir, 200), l)
+	c, err := client.New(l.env["TRANSFERLAB_URL"], l.env["TRANSFERLAB_TOKEN"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer stop()
+	if _, err := c.Cancel(ctx, run.ID.String()); err != nil {
+		t.Fatal(err)
+	}
+	if ended, err := c.Watch(ctx, run.ID.String(), client.Watcher{}); err != nil || ended.State != schemas.RunCancelled {
+		t.Fatalf("run %s: %s, %v", ended.State, ended.Error, err)
+	}
+	if _, err := c.Resume(ctx, run.ID.String()); err != nil {
+		t.Fatal(err)
+	}
+	if ended, err := c.Watch(ctx, run.ID.String(), client.Watcher{}); err != nil || ended.State != schemas.RunDone {
+		t.Fatalf("run %s: %s, %v", ended.State, ended.Error, err)
+	}
+}
+
 // Ctrl-C ends the trial, the agents and the network.
 func TestEmulatedNetworkIsInterrupted(t *testing.T) {
 	dir := t.TempDir()
