@@ -52,6 +52,10 @@ const KindGate = "gate"
 // nobody asked it to lose.
 const KindLink = "link"
 
+// KindInstance is the provisioner's statement on one cloud instance of a fleet
+// that is gone: how long it ran, with region, id and type.
+const KindInstance = "instance"
+
 // PlaceCheck compares what was set with what was measured.
 type PlaceCheck struct {
 	Link      string  `json:"link"` // `oregon-dublin`, or a site for the network inside it

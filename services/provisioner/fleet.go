@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -47,6 +48,11 @@ func (p *place) makeFleet(ctx context.Context) error {
 		return errors.New("instances could not reach the bus: start the lab with `transferlab up --advertise HOST`, or name the address in fleet.bus")
 	}
 	o.Progress = func(text string) { p.note(ctx, "%s", text) }
+	d, err := fleet.Describe(o)
+	if err != nil {
+		return fmt.Errorf("plan the fleet: %w", err)
+	}
+	p.note(ctx, "%d instances in %s, estimated at %s an hour", d.Instances, strings.Join(d.Regions, ", "), d.Hourly)
 	f, err := fleet.Up(ctx, o)
 	if err != nil {
 		return fmt.Errorf("start the fleet: %w", err)
@@ -81,6 +87,36 @@ func (p *place) leaveFleet(ctx context.Context) error {
 			return fmt.Errorf("remove the fleet's credentials: %w", err)
 		}
 	}
-	p.note(ctx, "the fleet is gone: %s", summary)
-	return nil
+	p.note(ctx, "the fleet is gone: %d instances ran %s in all, estimated at %s", len(summary.Instances), summary.Ran.Round(time.Second), summary.Cost)
+	return p.recordInstances(ctx, summary)
+}
+
+// recordInstances tells what the fleet has used, as events like any other.
+func (p *place) recordInstances(ctx context.Context, s *fleet.Summary) error {
+	for _, i := range s.Instances {
+		err := p.recorder.Record(&schemas.Event{
+			Intended: i.Launched, Run: p.run, Attempt: 1, Workload: p.workload(), Service: ServiceName, Site: i.Site, Kind: schemas.KindInstance,
+			Duration: i.Ran, Status: schemas.StatusOK,
+			Attrs: []schemas.Attr{
+				{Key: "region", Value: i.Region},
+				{Key: "instance_id", Value: i.InstanceID},
+				{Key: "instance_type", Value: i.Type},
+			},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	flush, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return p.recorder.Flush(flush)
+}
+
+// workload is the run's, as far as it is known: a fleet that an earlier start has
+// left is taken down without its file.
+func (p *place) workload() string {
+	if p.file == nil {
+		return "none"
+	}
+	return p.file.Workload
 }

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/transferlab/transferlab/services/internal/awsfake"
 )
@@ -145,10 +146,22 @@ probe:
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"verdict       held", "probes: 60 issued, 60 stored", "-oregon-0", "-oregon-1", "-dublin-0"} {
+	for _, want := range []string{"estimated at about 0.0", "the fleet is gone: 3 instances ran", "verdict       held", "probes: 60 issued, 60 stored", "-oregon-0", "-oregon-1", "-dublin-0"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no %q in:\n%s", want, out)
 		}
+	}
+	// Their rows are on their way when the run has ended.
+	used := ""
+	for deadline := time.Now().Add(20 * time.Second); used != "3\t2\t1\n" && time.Now().Before(deadline); {
+		answer, err := program(t, "--dir", r.dir, "sql", "SELECT count(), uniqExact(region), min(ran_ns) > 0 FROM fleet_instances FORMAT TSV").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		used = string(answer)
+	}
+	if used != "3\t2\t1\n" {
+		t.Errorf("instances in the database: %q", used)
 	}
 	r.empty(t, "after the run")
 	if instances, groups, keys := r.listed(t); instances+groups+keys > 0 {
