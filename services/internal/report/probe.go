@@ -2,13 +2,11 @@ package report
 
 import (
 	"cmp"
-	"encoding/csv"
 	"fmt"
 	"io"
 	"maps"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -182,13 +180,9 @@ func (r *Report) probeLoad() []table.Row {
 	var rows []table.Row
 	for i := range r.Cells {
 		c := &r.Cells[i]
-		lag := []any{"–", "–", "–"}
-		if c.DispatchLag != nil {
-			lag = []any{duration(float64(c.DispatchLag.P50)), duration(float64(c.DispatchLag.P99)), duration(float64(c.DispatchLag.Max))}
-		}
 		failed := maps.Clone(c.Statuses)
 		delete(failed, schemas.StatusOK)
-		rows = append(rows, append(table.Row{c.Name(), fmt.Sprintf("%d/%d", c.Trials, c.Planned), c.Clients, c.Requests, c.OK, statuses(failed)}, lag...))
+		rows = append(rows, append(table.Row{c.Name(), fmt.Sprintf("%d/%d", c.Trials, c.Planned), c.Clients, c.Requests, c.OK, statuses(failed)}, c.DispatchLag.texts()...))
 	}
 	return rows
 }
@@ -368,44 +362,28 @@ func (r *Report) networkLine(p *page) {
 }
 
 func (r *Report) writeProbeCSV(w io.Writer) error {
-	var axes []string
+	columns := []string{"protocol", "src_site", "dst_site", "paths", "sent", "ok", "loss", "duplicated", "reordered", "jitter_ns", "rtt_min_ns"}
+	columns = append(append(columns, quantileHeader("rtt", "forward", "backward")...), "statuses")
+	var first []Value
 	if len(r.Paths) > 0 {
-		for _, v := range r.Paths[0].Values {
-			axes = append(axes, v.Name)
-		}
+		first = r.Paths[0].Values
 	}
-	header := []string{"run", "name", "seed", "schedule_hash", "verdict", "cell"}
-	for _, a := range axes {
-		header = append(header, "cell."+a)
-	}
-	header = append(header, "protocol", "src_site", "dst_site", "paths", "sent", "ok", "loss", "duplicated", "reordered", "jitter_ns", "rtt_min_ns")
-	for _, l := range []string{"rtt", "forward", "backward"} {
-		for _, q := range quantileColumns() {
-			header = append(header, l+"_"+q+"_ns")
-		}
-	}
-	header = append(header, "statuses")
-	out := csv.NewWriter(w)
-	if err := out.Write(header); err != nil {
+	sheet, err := r.sheet(w, first, columns)
+	if err != nil {
 		return err
 	}
-	whole := func(n uint64) string { return strconv.FormatUint(n, 10) }
-	real := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 	for i := range r.Paths {
 		x := &r.Paths[i]
-		row := []string{r.Run.ID.String(), r.Run.Name, whole(r.Run.Seed), r.Run.ScheduleHash, r.Verdict, strconv.Itoa(x.Cell)}
-		for j := range axes {
-			row = append(row, x.Values[j].Value)
+		row := []string{
+			x.Protocol, x.From, x.To, whole(x.Lines), whole(x.Sent), whole(x.OK), number(x.Loss), number(x.Duplicated), number(x.Reordered),
+			number(x.Jitter), whole(x.Min),
 		}
-		row = append(row, x.Protocol, x.From, x.To, whole(x.Lines), whole(x.Sent), whole(x.OK), real(x.Loss), real(x.Duplicated), real(x.Reordered),
-			real(x.Jitter), whole(x.Min))
 		for _, q := range []*Quantiles{x.RTT, x.Forward, x.Backward} {
 			row = append(row, q.csv()...)
 		}
-		if err := out.Write(append(row, statuses(x.Statuses))); err != nil {
+		if err := sheet.row(x.Cell, x.Values, append(row, statuses(x.Statuses))); err != nil {
 			return err
 		}
 	}
-	out.Flush()
-	return out.Error()
+	return sheet.end()
 }

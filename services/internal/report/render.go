@@ -65,40 +65,23 @@ func (r *Report) writeCSV(w io.Writer) error {
 	if r.Run.Workload == schemas.WorkloadProbe {
 		return r.writeProbeCSV(w)
 	}
-	var axes []string
+	columns := []string{"trials_planned", "trials", "clients", "requests", "ok", "errors", "error_rate", "bytes", "elapsed_ns", "bytes_per_s", "requests_per_s"}
+	columns = append(columns, quantileHeader("corrected", "service", "first_byte", "wait")...)
+	columns = append(columns, "dispatch_lag_p50_ns", "dispatch_lag_p99_ns", "dispatch_lag_max_ns", "statuses")
+	var first []Value
 	if len(r.Cells) > 0 {
-		for _, v := range r.Cells[0].Values {
-			axes = append(axes, v.Name)
-		}
+		first = r.Cells[0].Values
 	}
-	header := []string{"run", "name", "seed", "schedule_hash", "verdict", "cell"}
-	for _, a := range axes {
-		header = append(header, "cell."+a)
-	}
-	header = append(header, "trials_planned", "trials", "clients", "requests", "ok", "errors", "error_rate", "bytes", "elapsed_ns", "bytes_per_s", "requests_per_s")
-	latencies := []string{"corrected", "service", "first_byte", "wait"}
-	for _, l := range latencies {
-		for _, q := range quantileColumns() {
-			header = append(header, l+"_"+q+"_ns")
-		}
-	}
-	header = append(header, "dispatch_lag_p50_ns", "dispatch_lag_p99_ns", "dispatch_lag_max_ns", "statuses")
-	out := csv.NewWriter(w)
-	if err := out.Write(header); err != nil {
+	sheet, err := r.sheet(w, first, columns)
+	if err != nil {
 		return err
 	}
-	whole := func(n uint64) string { return strconv.FormatUint(n, 10) }
-	real := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 	for i := range r.Cells {
 		c := &r.Cells[i]
 		row := []string{
-			r.Run.ID.String(), r.Run.Name, whole(r.Run.Seed), r.Run.ScheduleHash, r.Verdict, strconv.Itoa(c.Index),
+			strconv.Itoa(c.Planned), strconv.Itoa(c.Trials), strconv.Itoa(c.Clients), whole(c.Requests), whole(c.OK), whole(c.Errors),
+			number(c.ErrorRate), whole(c.Bytes), strconv.FormatInt(c.Elapsed, 10), number(c.BytesPerS), number(c.RequestsPer),
 		}
-		for j := range axes {
-			row = append(row, c.Values[j].Value)
-		}
-		row = append(row, strconv.Itoa(c.Planned), strconv.Itoa(c.Trials), strconv.Itoa(c.Clients), whole(c.Requests), whole(c.OK), whole(c.Errors),
-			real(c.ErrorRate), whole(c.Bytes), strconv.FormatInt(c.Elapsed, 10), real(c.BytesPerS), real(c.RequestsPer))
 		for _, q := range []*Quantiles{c.Corrected, c.Service, c.FirstByte, c.Wait} {
 			row = append(row, q.csv()...)
 		}
@@ -107,13 +90,58 @@ func (r *Report) writeCSV(w io.Writer) error {
 		} else {
 			row = append(row, "", "", "")
 		}
-		row = append(row, statuses(c.Statuses))
-		if err := out.Write(row); err != nil {
+		if err := sheet.row(c.Index, c.Values, append(row, statuses(c.Statuses))); err != nil {
 			return err
 		}
 	}
-	out.Flush()
-	return out.Error()
+	return sheet.end()
+}
+
+// sheet is a table of a report as CSV: each row begins with the run and the cell
+// it is of.
+type sheet struct {
+	out    *csv.Writer
+	report *Report
+	axes   int
+}
+
+// sheet writes the header; values are those of any cell.
+func (r *Report) sheet(w io.Writer, values []Value, columns []string) (*sheet, error) {
+	header := []string{"run", "name", "seed", "schedule_hash", "verdict", "cell"}
+	for _, v := range values {
+		header = append(header, "cell."+v.Name)
+	}
+	s := &sheet{out: csv.NewWriter(w), report: r, axes: len(values)}
+	return s, s.out.Write(append(header, columns...))
+}
+
+func (s *sheet) row(cell int, values []Value, fields []string) error {
+	run := &s.report.Run
+	row := []string{run.ID.String(), run.Name, whole(run.Seed), run.ScheduleHash, s.report.Verdict, strconv.Itoa(cell)}
+	for _, v := range values[:s.axes] {
+		row = append(row, v.Value)
+	}
+	return s.out.Write(append(row, fields...))
+}
+
+func (s *sheet) end() error {
+	s.out.Flush()
+	return s.out.Error()
+}
+
+func whole(n uint64) string { return strconv.FormatUint(n, 10) }
+
+func number(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
+
+// quantileHeader names the columns of latencies.
+func quantileHeader(latencies ...string) []string {
+	var columns []string
+	for _, l := range latencies {
+		for _, q := range quantileColumns() {
+			columns = append(columns, l+"_"+q+"_ns")
+		}
+	}
+	return columns
 }
 
 // csv are the figures as fields, empty when there are none.
@@ -237,6 +265,14 @@ func Operations(workload string) string {
 	return "requests"
 }
 
+// texts are the lag's cells of a table.
+func (l *Lag) texts() []any {
+	if l == nil {
+		return []any{"–", "–", "–"}
+	}
+	return []any{duration(float64(l.P50)), duration(float64(l.P99)), duration(float64(l.Max))}
+}
+
 func verdictText(verdict, state string) string {
 	switch verdict {
 	case schemas.VerdictInvalid:
@@ -257,10 +293,6 @@ func (r *Report) tables(p *page) {
 	header = append(header, "trials", "clients", "n", "throughput", "req/s", "errors", "lag p50", "p99", "max")
 	for i := range r.Cells {
 		c := &r.Cells[i]
-		lag := []any{"–", "–", "–"}
-		if c.DispatchLag != nil {
-			lag = []any{duration(float64(c.DispatchLag.P50)), duration(float64(c.DispatchLag.P99)), duration(float64(c.DispatchLag.Max))}
-		}
 		trials := strconv.Itoa(c.Trials)
 		if c.Trials != c.Planned {
 			trials += "/" + strconv.Itoa(c.Planned)
@@ -276,7 +308,7 @@ func (r *Report) tables(p *page) {
 			row = append(row, failed)
 		}
 		row = append(row, trials, c.Clients, c.Requests, humanBytes(c.BytesPerS)+"/s", digits(c.RequestsPer), percent(c.ErrorRate))
-		load = append(load, append(row, lag...))
+		load = append(load, append(row, c.DispatchLag.texts()...))
 		for j, l := range []struct {
 			name string
 			q    *Quantiles
@@ -346,12 +378,11 @@ func (c *Comparison) writeCSV(w io.Writer) error {
 	if err := out.Write(header); err != nil {
 		return err
 	}
-	real := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 	maybe := func(v *float64) string {
 		if v == nil {
 			return ""
 		}
-		return real(*v)
+		return number(*v)
 	}
 	for i := range c.Results {
 		d := &c.Results[i]
@@ -359,8 +390,8 @@ func (c *Comparison) writeCSV(w io.Writer) error {
 		for j := range axes {
 			row = append(row, d.Values[j].Value)
 		}
-		row = append(row, d.Metric, d.Unit, d.Over, strconv.Itoa(d.NA), strconv.Itoa(d.NB), real(d.MedianA), real(d.MedianB),
-			maybe(d.Ratio), maybe(d.RatioLow), maybe(d.RatioHigh), real(d.Shift), real(d.CliffsDelta), real(d.P), real(d.PHolm), d.Verdict)
+		row = append(row, d.Metric, d.Unit, d.Over, strconv.Itoa(d.NA), strconv.Itoa(d.NB), number(d.MedianA), number(d.MedianB),
+			maybe(d.Ratio), maybe(d.RatioLow), maybe(d.RatioHigh), number(d.Shift), number(d.CliffsDelta), number(d.P), number(d.PHolm), d.Verdict)
 		if err := out.Write(row); err != nil {
 			return err
 		}
