@@ -70,13 +70,6 @@ func TestClientBlockIsABatch(t *testing.T) {
 	}
 }
 
-func TestParseEnv(t *testing.T) {
-	env := parseEnv("export NATS_URL='nats://127.0.0.1:4222'\nexport CLICKHOUSE_PASSWORD='a'\\''b=c'\n\n# comment\n")
-	if env["NATS_URL"] != "nats://127.0.0.1:4222" || env["CLICKHOUSE_PASSWORD"] != "a'b=c" {
-		t.Errorf("%q", env)
-	}
-}
-
 func TestOptionsNameEveryFault(t *testing.T) {
 	var o options
 	err := o.parse([]string{"--rounds", "0", "--rows", "1", "--steady", "1ms"})

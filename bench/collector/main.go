@@ -108,11 +108,11 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	l, err := startLab(ctx, dir, o.Binary)
+	l, err := startRig(ctx, dir, o.Binary)
 	if err != nil {
 		return err
 	}
-	defer l.stop()
+	defer func() { _ = l.Close() }()
 	// The rows wait in memory; no loader would look through so many over and over.
 	debug.SetGCPercent(400)
 	b := &bench{options: o, lab: l, out: os.Stdout}

@@ -20,7 +20,7 @@ import (
 
 type bench struct {
 	options
-	lab *lab
+	lab *rig
 	out io.Writer
 
 	pool [][]schemas.Event // of each producer, drawn once, used again later in time
@@ -92,7 +92,7 @@ func (b *bench) produce(ctx context.Context, a, n, batch int, run uuid.UUID) (er
 }
 
 func (b *bench) recorder(ctx context.Context, a, batch int, run uuid.UUID) (*bus.Recorder, func() error, error) {
-	conn, err := b.lab.connect(ctx)
+	conn, err := b.lab.Connect(ctx, "bench")
 	if err != nil {
 		return nil, nil, err
 	}

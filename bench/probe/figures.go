@@ -3,14 +3,12 @@ package main
 import (
 	"fmt"
 	"math"
-	"os"
 	"slices"
 	"strings"
 	"time"
-)
 
-// condition is a line of what figures depend on.
-type condition struct{ name, value string }
+	"github.com/transferlab/transferlab/bench/internal/figures"
+)
 
 // row is one measurement.
 type row struct {
@@ -30,27 +28,18 @@ func (b *bench) add(tool string, n int, values ...value) {
 }
 
 // writeRaw writes one line for each measurement, as benchstat reads them.
-func writeRaw(path string, conditions []condition, rows []row) error {
-	var s strings.Builder
-	for _, c := range conditions {
-		fmt.Fprintf(&s, "%s: %s\n", c.name, c.value)
-	}
-	if len(rows) > 0 {
-		s.WriteString("\n")
-	}
+func writeRaw(path string, conditions []figures.Condition, rows []row) error {
+	var lines []string
 	for _, r := range rows {
-		fmt.Fprintf(&s, "%s %d", r.name, r.n)
+		line := fmt.Sprintf("%s %d", r.name, r.n)
 		for _, v := range r.values {
 			if !math.IsNaN(v.v) && !math.IsInf(v.v, 0) {
-				fmt.Fprintf(&s, " %.6g %s", v.v, v.unit)
+				line += fmt.Sprintf(" %.6g %s", v.v, v.unit)
 			}
 		}
-		s.WriteString("\n")
+		lines = append(lines, line)
 	}
-	if err := os.WriteFile(path, []byte(s.String()), 0o644); err != nil {
-		return fmt.Errorf("write figures: %w", err)
-	}
-	return nil
+	return figures.Write(path, conditions, lines)
 }
 
 // samples are round trips of the probes that were answered.
@@ -72,22 +61,6 @@ func (s *samples) quantile(p float64) time.Duration {
 	}
 	rank := int(math.Ceil(p * float64(len(s.rtts))))
 	return s.rtts[min(max(rank, 1), len(s.rtts))-1]
-}
-
-func median[T any](all []T, of func(T) float64) float64 {
-	v := make([]float64, len(all))
-	for i := range all {
-		v[i] = of(all[i])
-	}
-	slices.Sort(v)
-	switch n := len(v); {
-	case n == 0:
-		return math.NaN()
-	case n%2 == 0:
-		return (v[n/2-1] + v[n/2]) / 2
-	default:
-		return v[n/2]
-	}
 }
 
 // micro prints microseconds; negative and NaN stand for unknown.

@@ -13,180 +13,42 @@ import (
 	"strings"
 	"time"
 
+	"github.com/transferlab/transferlab/bench/internal/lab"
 	"github.com/transferlab/transferlab/bus"
-	"github.com/transferlab/transferlab/schemas"
 )
 
-// lab is a `transferlab up` and the probers beside it.
-type lab struct {
-	binary string
-	dir    string
-	env    map[string]string
-	up     *process
-	conn   *bus.Conn
-	agents []*process
+// rig is a lab and the probers beside it.
+type rig struct {
+	*lab.Lab
+	dir  string
+	conn *bus.Conn
 }
 
-func startLab(ctx context.Context, dir, binary string) (_ *lab, err error) {
-	l := &lab{binary: binary, dir: filepath.Join(dir, "lab")}
-	if l.binary == "" {
-		say("building transferlab")
-		l.binary = filepath.Join(dir, "transferlab")
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", l.binary, "github.com/transferlab/transferlab/services/transferlab")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		build.Stderr = os.Stderr
-		if err := build.Run(); err != nil {
-			return nil, fmt.Errorf("build transferlab: %w", err)
-		}
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.close())
-		}
-	}()
-	say("starting the lab")
-	if l.up, err = l.start(nil, "up.log", "--dir", l.dir, "up", "--port-nats", "0", "--port-clickhouse", "0", "--port-s3", "0", "--port-http", "0"); err != nil {
+func startRig(ctx context.Context, dir, binary string) (_ *rig, err error) {
+	if binary, err = lab.Build(ctx, dir, binary, os.Stderr); err != nil {
 		return nil, err
 	}
-	if err := l.await(ctx); err != nil {
-		return nil, fmt.Errorf("%w\n%s", err, l.log("up.log"))
+	say("starting the lab")
+	l := &rig{dir: dir}
+	if l.Lab, err = lab.Start(ctx, dir, binary); err != nil {
+		return nil, err
 	}
-	l.conn, err = bus.Connect(ctx, bus.Options{
-		URL: l.env["NATS_URL"], User: l.env["NATS_USER"], Password: l.env["NATS_PASSWORD"], Name: "bench-probe",
-	})
-	return l, err
+	if l.conn, err = l.Connect(ctx, "bench-probe"); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
-// process is one that was started; ended is closed once it is gone.
-type process struct {
-	*exec.Cmd
-	ended chan struct{}
-}
-
-// start runs the binary until it is stopped; its output goes to a file.
-func (l *lab) start(env []string, log string, args ...string) (*process, error) {
-	return startProcess(filepath.Join(filepath.Dir(l.dir), log), env, l.binary, args...)
-}
-
-// startProcess runs a program whose output goes to a file.
-func startProcess(log string, env []string, program string, args ...string) (*process, error) {
-	out, err := os.Create(log)
-	if err != nil {
-		return nil, fmt.Errorf("make a log: %w", err)
-	}
-	defer out.Close()
-	cmd := exec.Command(program, args...)
-	cmd.Env = append(os.Environ(), env...)
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", program, err)
-	}
-	p := &process{cmd, make(chan struct{})}
-	go func() {
-		defer close(p.ended)
-		_ = cmd.Wait()
-	}()
-	return p, nil
-}
-
-// stop interrupts a process, and kills it if it does not end within half a minute.
-func (p *process) stop() error {
-	if p == nil {
-		return nil
-	}
-	if err := p.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("stop process %d: %w", p.Process.Pid, err)
-	}
-	kill := time.AfterFunc(30*time.Second, func() { _ = p.Process.Kill() })
-	defer kill.Stop()
-	<-p.ended
-	return nil
-}
-
-func (l *lab) log(name string) string {
-	data, err := os.ReadFile(filepath.Join(filepath.Dir(l.dir), name))
-	if err != nil {
-		return err.Error()
-	}
-	return string(data[max(0, len(data)-2000):])
-}
-
-// await waits for the file in which the lab says where it serves.
-func (l *lab) await(ctx context.Context) error {
-	// The first start on a machine fetches the database engine.
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+func (l *rig) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	for {
-		data, err := os.ReadFile(filepath.Join(l.dir, "env"))
-		if err == nil && strings.Contains(l.log("up.log"), "Ctrl-C ends it") {
-			l.env = map[string]string{}
-			for line := range strings.Lines(string(data)) {
-				name, value, found := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "export "), "=")
-				if found {
-					l.env[name] = strings.Trim(value, "'")
-				}
-			}
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(errors.New("the lab does not start"), err)
-		case <-l.up.ended:
-			return errors.New("the lab has ended")
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-}
-
-func (l *lab) close() error {
-	if l.conn != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		_ = l.conn.Close(ctx)
-	}
-	var errs []error
-	for _, p := range append(l.agents, l.up) {
-		errs = append(errs, p.stop())
-	}
-	return errors.Join(errs...)
-}
-
-func (l *lab) version(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, l.binary, "version").Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
+	_ = l.conn.Close(ctx)
+	return l.Close()
 }
 
 // prober starts one at a site and waits until the lab knows it.
-func (l *lab) prober(ctx context.Context, site string) (*process, error) {
-	name := site + "-1"
-	p, err := l.start([]string{
-		"TRANSFERLAB_NATS=" + l.env["NATS_URL"], "TRANSFERLAB_NATS_USER=" + l.env["NATS_USER"], "TRANSFERLAB_NATS_PASSWORD=" + l.env["NATS_PASSWORD"],
-	}, name+".log", "service", "prober", "--site", site, "--name", name)
-	if err != nil {
-		return nil, err
-	}
-	l.agents = append(l.agents, p)
-	agents, err := bus.OpenBucket[schemas.Agent](ctx, l.conn, bus.BucketAgents)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
-		if _, err := agents.Get(ctx, bus.Token(name)); err == nil {
-			return p, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("prober %s does not come: %s", name, l.log(name+".log"))
-		case <-p.ended:
-			return nil, fmt.Errorf("prober %s has ended: %s", name, l.log(name+".log"))
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+func (l *rig) prober(ctx context.Context, site string) (*lab.Process, error) {
+	return l.Agent(ctx, l.conn, "prober", site, site+"-1")
 }
 
 // experiment is a file of probes of targets, by the prober of a site.
@@ -237,8 +99,8 @@ type cost struct {
 }
 
 // run has an experiment done.
-func (l *lab) run(ctx context.Context, prober *process, text string) (*outcome, *cost, error) {
-	path := filepath.Join(filepath.Dir(l.dir), "experiment.yaml")
+func (l *rig) run(ctx context.Context, prober *lab.Process, text string) (*outcome, *cost, error) {
+	path := filepath.Join(l.dir, "experiment.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		return nil, nil, fmt.Errorf("write the experiment: %w", err)
 	}
@@ -249,7 +111,7 @@ func (l *lab) run(ctx context.Context, prober *process, text string) (*outcome, 
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
 	var out, complaints bytes.Buffer
-	cmd := exec.CommandContext(ctx, l.binary, "--dir", l.dir, "run", "--json", path)
+	cmd := exec.CommandContext(ctx, l.Binary, "--dir", l.Dir, "run", "--json", path)
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	// The exit code tells the verdict; a report is there in any case.
 	ended := cmd.Run()
@@ -264,19 +126,19 @@ func (l *lab) run(ctx context.Context, prober *process, text string) (*outcome, 
 	if err != nil {
 		return nil, nil, err
 	}
-	mem, err := memoryOf(prober.Process.Pid)
+	mem, err := memoryOf(prober.PID())
 	if err != nil {
 		return nil, nil, err
 	}
 	return &o, &cost{prober: after - before, lab: afterLab - beforeLab, memory: mem}, nil
 }
 
-func (l *lab) times(prober *process) (own, rest time.Duration, err error) {
-	if own, err = processorTime(prober.Process.Pid); err != nil {
+func (l *rig) times(prober *lab.Process) (own, rest time.Duration, err error) {
+	if own, err = lab.ProcessorTime(prober.PID()); err != nil {
 		return 0, 0, err
 	}
-	rest, err = familyTime(l.up.Process.Pid)
-	return own, rest, err
+	up, engine, err := lab.FamilyTime(l.Up.PID())
+	return own, up + engine, err
 }
 
 // stored is what the database has of a run.
@@ -292,7 +154,7 @@ type stored struct {
 
 // stored asks the database for a run's figures: percentiles are computed there, of
 // all rows.
-func (l *lab) stored(ctx context.Context, run string) (*stored, error) {
+func (l *rig) stored(ctx context.Context, run string) (*stored, error) {
 	var s stored
 	row, err := l.sql(ctx, `
 WITH arraySort(groupArrayIf(assumeNotNull(rtt_ns), isNotNull(rtt_ns))) AS sorted,
@@ -342,11 +204,11 @@ func numbers(fields []string, into ...any) error {
 }
 
 // sql asks for one row of so many columns.
-func (l *lab) sql(ctx context.Context, query string, columns int) ([]string, error) {
+func (l *rig) sql(ctx context.Context, query string, columns int) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var out, complaints bytes.Buffer
-	cmd := exec.CommandContext(ctx, l.binary, "--dir", l.dir, "sql", query+" FORMAT TSV")
+	cmd := exec.CommandContext(ctx, l.Binary, "--dir", l.Dir, "sql", query+" FORMAT TSV")
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	if err := cmd.Run(); err != nil {
 		return nil, fmt.Errorf("ask the database: %w: %s", err, complaints.String())

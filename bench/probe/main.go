@@ -35,6 +35,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/transferlab/transferlab/bench/internal/figures"
 )
 
 type options struct {
@@ -80,11 +82,11 @@ func scenarios() []scenario {
 // bench is what the scenarios share.
 type bench struct {
 	*options
-	lab      *lab
+	lab      *rig
 	w        io.Writer
 	scenario string // under way
 	rows     []row  // of it
-	notes    []condition
+	notes    []figures.Condition
 }
 
 func (o *options) validate() error {
@@ -122,17 +124,17 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 		return fmt.Errorf("make a directory: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	l, err := startLab(ctx, dir, o.binary)
+	l, err := startRig(ctx, dir, o.binary)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
 
 	b := &bench{options: o, lab: l, w: w}
-	fixed := append(machine(), condition{"transferlab", l.version(ctx)})
+	fixed := append(machine(), figures.Condition{Name: "transferlab", Value: l.Version(ctx)})
 	fixed = append(fixed, peerVersions(ctx, o)...)
 	for _, c := range fixed {
-		fmt.Fprintf(w, "%s: %s\n", c.name, c.value)
+		fmt.Fprintf(w, "%s: %s\n", c.Name, c.Value)
 	}
 	all := slices.Clone(fixed)
 	var faults []error
@@ -140,7 +142,10 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 		if !slices.Contains(strings.Split(o.scenarios, ","), s.name) {
 			continue
 		}
-		b.scenario, b.rows, b.notes = s.name, nil, []condition{{s.name + "-began", time.Now().UTC().Format(time.RFC3339)}, {s.name + "-load-before", load()}}
+		b.scenario, b.rows, b.notes = s.name, nil, []figures.Condition{
+			{Name: s.name + "-began", Value: time.Now().UTC().Format(time.RFC3339)},
+			{Name: s.name + "-load-before", Value: figures.Load()},
+		}
 		say("%s", s.name)
 		fmt.Fprintf(w, "\n== %s\n", s.name)
 		if err := s.run(ctx, b); err != nil {
@@ -151,8 +156,8 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 			fmt.Fprintf(w, "failed: %v\n", err)
 			b.note("failed", strings.ReplaceAll(err.Error(), "\n", " "))
 		}
-		b.notes = append(b.notes, condition{s.name + "-load-after", load()})
-		fmt.Fprintf(w, "load average before: %s, after: %s\n", b.notes[1].value, load())
+		b.notes = append(b.notes, figures.Condition{Name: s.name + "-load-after", Value: figures.Load()})
+		fmt.Fprintf(w, "load average before: %s, after: %s\n", b.notes[1].Value, figures.Load())
 		all = append(all, b.notes...)
 		if o.out == "" {
 			continue
@@ -185,9 +190,9 @@ func (b *bench) note(name, value string) {
 	name = b.scenario + "-" + name
 	n := 1
 	for _, c := range b.notes {
-		if strings.HasPrefix(c.name, name+"-") {
+		if strings.HasPrefix(c.Name, name+"-") {
 			n++
 		}
 	}
-	b.notes = append(b.notes, condition{fmt.Sprintf("%s-%d", name, n), value})
+	b.notes = append(b.notes, figures.Condition{Name: fmt.Sprintf("%s-%d", name, n), Value: value})
 }

@@ -103,18 +103,6 @@ func TestCloudprober(t *testing.T) {
 	}
 }
 
-func TestStat(t *testing.T) {
-	s, err := parseStat([]byte("3721 (a) b (c)) S 12 3721 3721 0 -1 4194560 105 0 0 0 150 50 0 0 20 0 1 0"))
-	if err != nil || s.parent != 12 || s.cpu != 2*time.Second {
-		t.Errorf("%+v, %v", s, err)
-	}
-	for _, bad := range []string{"", "1 (a", "1 (a) S 1", "1 (a) S x 1 1 0 -1 0 0 0 0 0 1 1 0", ")("} {
-		if _, err := parseStat([]byte(bad)); err == nil {
-			t.Errorf("no error for %q", bad)
-		}
-	}
-}
-
 func TestQuantile(t *testing.T) {
 	var s samples
 	if s.quantile(0.5) >= 0 {
@@ -221,15 +209,6 @@ func FuzzCloudprober(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, text []byte) {
 		if c, err := parseCloudprober(text); err == nil {
 			_ = c.within(0.99)
-		}
-	})
-}
-
-func FuzzStat(f *testing.F) {
-	f.Add([]byte("1 (a) S 12 3721 3721 0 -1 4194560 105 0 0 0 150 50 0 0"))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		if s, err := parseStat(text); err == nil && (s.parent < 0 || s.cpu < 0) {
-			t.Errorf("%+v", s)
 		}
 	})
 }

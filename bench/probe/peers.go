@@ -17,6 +17,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/transferlab/transferlab/bench/internal/figures"
+	"github.com/transferlab/transferlab/bench/internal/lab"
 )
 
 // Names of tools in tables and raw figures.
@@ -77,14 +80,14 @@ func (o *options) version(ctx context.Context, tool string) string {
 	}
 }
 
-func peerVersions(ctx context.Context, o *options) []condition {
-	var out []condition
+func peerVersions(ctx context.Context, o *options) []figures.Condition {
+	var out []figures.Condition
 	for _, tool := range []string{toolFping, toolPing, toolCloudprober} {
 		v := o.version(ctx, tool)
 		if v == "" {
 			v = o.missing(tool)
 		}
-		out = append(out, condition{"peer-" + tool, v})
+		out = append(out, figures.Condition{Name: "peer-" + tool, Value: v})
 	}
 	return out
 }
@@ -237,14 +240,11 @@ func runCloudprober(ctx context.Context, program, dir string, probes int, target
 	}
 	log := filepath.Join(dir, "cloudprober.log")
 	// With raw sockets it would log each of its own requests that comes by.
-	p, err := startProcess(log, nil, program, "--config_file", path, "--min_log_level", "ERROR", "--disable_cloud_logging")
+	p, err := lab.StartProcess(log, nil, program, "--config_file", path, "--min_log_level", "ERROR", "--disable_cloud_logging")
 	if err != nil {
 		return cloudproberRun{}, err
 	}
-	defer func() {
-		_ = p.Process.Kill() // it waits 5 s for nothing if asked
-		<-p.ended
-	}()
+	defer p.Kill() // it waits 5 s for nothing if asked
 	ctx, cancel := context.WithTimeout(ctx, duration+time.Minute)
 	defer cancel()
 	take := func() (cloudproberRun, error) {
@@ -252,11 +252,11 @@ func runCloudprober(ctx context.Context, program, dir string, probes int, target
 		if err != nil {
 			return cloudproberRun{}, nil // not up yet
 		}
-		cpu, err := processorTime(p.Process.Pid)
+		cpu, err := lab.ProcessorTime(p.PID())
 		if err != nil {
 			return cloudproberRun{}, err
 		}
-		mem, err := memoryOf(p.Process.Pid)
+		mem, err := memoryOf(p.PID())
 		return cloudproberRun{c, 0, cpu, mem.peak}, err
 	}
 	// Counters move once a second: both accounts are taken just after they did.
@@ -270,7 +270,7 @@ func runCloudprober(ctx context.Context, program, dir string, probes int, target
 			case <-ctx.Done():
 				text, _ := os.ReadFile(log)
 				return r, time.Time{}, fmt.Errorf("cloudprober counts nothing: %w: %.500s", ctx.Err(), text)
-			case <-p.ended:
+			case <-p.Ended():
 				text, _ := os.ReadFile(log)
 				return r, time.Time{}, fmt.Errorf("cloudprober has ended: %.500s", text)
 			case <-time.After(10 * time.Millisecond):
@@ -324,7 +324,7 @@ func scrape(ctx context.Context, url string) (counters, error) {
 // pingSockets reports whether the kernel lets this user's group send echo requests
 // without a raw socket, by the range of groups that it allows.
 func pingSockets() bool {
-	bounds := strings.Fields(firstLine("/proc/sys/net/ipv4/ping_group_range"))
+	bounds := strings.Fields(figures.FirstLine(pingGroups))
 	if len(bounds) != 2 {
 		return false
 	}

@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/transferlab/transferlab/bench/internal/figures"
 	"github.com/transferlab/transferlab/schemas"
 )
 
@@ -65,7 +66,7 @@ func measureRTT(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = prober.stop() }()
+	defer func() { _ = prober.Stop() }()
 	const interval = 10 * time.Millisecond
 	complete, stamps := true, ""
 	tools := []string{toolOurs, toolFping, toolPing}
@@ -116,8 +117,8 @@ func measureRTT(ctx context.Context, b *bench) error {
 	for _, tool := range tools {
 		ms := results[tool]
 		n, lost := total(ms)
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t\n", tool, micro(median(ms, p50)), extremes(ms, p50), micro(median(ms, p99)), extremes(ms, p99),
-			ratio(median(ours, p50), median(ms, p50)), ratio(median(ours, p99), median(ms, p99)), n, lost, micro(median(ms, measured.perProbe)))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t\n", tool, micro(figures.Median(ms, p50)), extremes(ms, p50), micro(figures.Median(ms, p99)), extremes(ms, p99),
+			ratio(figures.Median(ours, p50), figures.Median(ms, p50)), ratio(figures.Median(ours, p99), figures.Median(ms, p99)), n, lost, micro(figures.Median(ms, measured.perProbe)))
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
@@ -129,7 +130,7 @@ func measureRTT(ctx context.Context, b *bench) error {
 			continue
 		}
 		ms := results[tool]
-		d50, d99 := median(ours, p50)-median(ms, p50), median(ours, p99)-median(ms, p99)
+		d50, d99 := figures.Median(ours, p50)-figures.Median(ms, p50), figures.Median(ours, p99)-figures.Median(ms, p99)
 		b.goal(d50 <= 5000, "our median at most 5 µs above that of %s: %+.2f µs", tool, d50/1e3)
 		b.goal(d99 < 0, "our p99 below that of %s: %+.2f µs", tool, d99/1e3)
 	}
@@ -174,8 +175,8 @@ func measureLoad(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = prober.stop() }()
-	idle, err := memoryOf(prober.Process.Pid)
+	defer func() { _ = prober.Stop() }()
+	idle, err := memoryOf(prober.PID())
 	if err != nil {
 		return err
 	}
@@ -282,18 +283,18 @@ func measureLoad(ctx context.Context, b *bench) error {
 			continue
 		}
 		n, lost := total(ms)
-		low, high := micro(median(ms, p50)), micro(median(ms, p99))
+		low, high := micro(figures.Median(ms, p50)), micro(figures.Median(ms, p99))
 		if text := bounds[c.name]; text[0] != "" {
 			low, high = text[0], text[1]
 		}
-		fmt.Fprintf(t, "%s\t%.0f\t%.3f\t%s\t%s\t%.1f\t%s\t%s\t%s\t%d\t%d\t\n", c.name, median(ms, rate), median(ms, measured.cores), micro(median(ms, measured.perProbe)),
-			ratio(median(ours, measured.perProbe), median(ms, measured.perProbe)), median(ms, peak)/1e6, ratio(median(ours, peak), median(ms, peak)), low, high, n, lost)
+		fmt.Fprintf(t, "%s\t%.0f\t%.3f\t%s\t%s\t%.1f\t%s\t%s\t%s\t%d\t%d\t\n", c.name, figures.Median(ms, rate), figures.Median(ms, measured.cores), micro(figures.Median(ms, measured.perProbe)),
+			ratio(figures.Median(ours, measured.perProbe), figures.Median(ms, measured.perProbe)), figures.Median(ms, peak)/1e6, ratio(figures.Median(ours, peak), figures.Median(ms, peak)), low, high, n, lost)
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
 	self := func(v float64) float64 { return v }
-	fmt.Fprintf(b.w, "ours: the prober alone, which spreads its probes evenly and publishes each; the lab that stores them took %.2f cores; dispatch lag p99 %s µs\n", median(storing, self), micro(median(lags, self)))
+	fmt.Fprintf(b.w, "ours: the prober alone, which spreads its probes evenly and publishes each; the lab that stores them took %.2f cores; dispatch lag p99 %s µs\n", figures.Median(storing, self), micro(figures.Median(lags, self)))
 	text := fmt.Sprintf("memory of the prober: peak %.1f MB before the first run, %.1f MB in the end; resident in the end: its own %.1f MB, of the program's file %.1f MB",
 		float64(idle.peak)/1e6, float64(last.peak)/1e6, float64(last.anon)/1e6, float64(last.file)/1e6)
 	fmt.Fprintln(b.w, text)
@@ -301,9 +302,9 @@ func measureLoad(ctx context.Context, b *bench) error {
 	fmt.Fprintf(b.w, "fping: %d processes that share the targets, since one runs out of sequence numbers; -i 0 sends bursts of all targets, -i 0.1 spreads them. Memory is the sum. It stores nothing\n", processes)
 	fmt.Fprintf(b.w, "cloudprober sleeps 1 ms after each packet of a probe: x1 is all that one probe can do, x%d so many of them in one process (ping sockets: %t); it keeps counters and buckets, no single probe\n", crowd, pingSockets())
 	b.goal(complete, "every probe is a row, once: 0 lost by us")
-	b.goal(median(ours, rate) >= 9900, "10,000 probes/s: %.0f", median(ours, rate))
-	b.goal(median(ours, measured.cores) < 1, "below one core: %.3f", median(ours, measured.cores))
-	b.goal(median(ours, peak) < 64e6, "below 64 MB resident: %.1f MB", median(ours, peak)/1e6)
+	b.goal(figures.Median(ours, rate) >= 9900, "10,000 probes/s: %.0f", figures.Median(ours, rate))
+	b.goal(figures.Median(ours, measured.cores) < 1, "below one core: %.3f", figures.Median(ours, measured.cores))
+	b.goal(figures.Median(ours, peak) < 64e6, "below 64 MB resident: %.1f MB", figures.Median(ours, peak)/1e6)
 	return nil
 }
 
@@ -379,8 +380,8 @@ func limited(ctx context.Context, b *bench, g *group, t *tabwriter.Writer, name 
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() { _ = prober.stop() }()
-	if err := g.enter(prober.Process.Pid); err != nil {
+	defer func() { _ = prober.Stop() }()
+	if err := g.enter(prober.PID()); err != nil {
 		return nil, nil, err
 	}
 	if busy {
@@ -441,7 +442,7 @@ func measureMesh(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = prober.stop() }()
+	defer func() { _ = prober.Stop() }()
 	o, c, err := b.lab.run(ctx, prober, string(text))
 	if err != nil {
 		return err

@@ -8,12 +8,11 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/transferlab/transferlab/bench/internal/lab"
 	"github.com/transferlab/transferlab/bus"
 	"github.com/transferlab/transferlab/schemas"
 )
@@ -24,45 +23,29 @@ const (
 	withoutCapture = "ours-dropping"
 )
 
-// lab is a `transferlab up` and the s3-loaders beside it.
-type lab struct {
-	binary  string
-	dir     string
-	env     map[string]string
-	up      *process
+// rig is a lab and the s3-loaders beside it.
+type rig struct {
+	*lab.Lab
 	conn    *bus.Conn
 	states  *bus.Bucket[schemas.TaskState]
-	agents  []*process
-	running map[string]*process // by site
+	running map[string]*lab.Process // by site
 }
 
-func startLab(ctx context.Context, dir, binary string) (_ *lab, err error) {
-	l := &lab{binary: binary, dir: filepath.Join(dir, "lab"), running: map[string]*process{}}
-	if l.binary == "" {
-		say("building transferlab")
-		l.binary = filepath.Join(dir, "transferlab")
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", l.binary, "github.com/transferlab/transferlab/services/transferlab")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		build.Stderr = os.Stderr
-		if err := build.Run(); err != nil {
-			return nil, fmt.Errorf("build transferlab: %w", err)
-		}
+func startRig(ctx context.Context, dir, binary string) (_ *rig, err error) {
+	if binary, err = lab.Build(ctx, dir, binary, os.Stderr); err != nil {
+		return nil, err
+	}
+	say("starting the lab")
+	l := &rig{running: map[string]*lab.Process{}}
+	if l.Lab, err = lab.Start(ctx, dir, binary); err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())
 		}
 	}()
-	say("starting the lab")
-	if l.up, err = l.start(nil, "up.log", "--dir", l.dir, "up", "--port-nats", "0", "--port-clickhouse", "0", "--port-s3", "0", "--port-http", "0"); err != nil {
-		return nil, err
-	}
-	if l.env, err = awaitEnv(ctx, l.up, filepath.Join(l.dir, "env")); err != nil {
-		return nil, fmt.Errorf("%w\n%s", err, l.log("up.log"))
-	}
-	if l.conn, err = bus.Connect(ctx, bus.Options{
-		URL: l.env["NATS_URL"], User: l.env["NATS_USER"], Password: l.env["NATS_PASSWORD"], Name: "bench-s3",
-	}); err != nil {
+	if l.conn, err = l.Connect(ctx, "bench-s3"); err != nil {
 		return nil, err
 	}
 	if l.states, err = bus.OpenBucket[schemas.TaskState](ctx, l.conn, bus.BucketTrials); err != nil {
@@ -71,100 +54,17 @@ func startLab(ctx context.Context, dir, binary string) (_ *lab, err error) {
 	return l, nil
 }
 
-// process is one that was started; ended is closed once it is gone.
-type process struct {
-	*exec.Cmd
-	ended chan struct{}
-}
-
-// start runs the binary until close; its output goes to a file.
-func (l *lab) start(env []string, log string, args ...string) (*process, error) {
-	out, err := os.Create(filepath.Join(filepath.Dir(l.dir), log))
-	if err != nil {
-		return nil, fmt.Errorf("make a log: %w", err)
-	}
-	defer out.Close()
-	cmd := exec.Command(l.binary, args...)
-	cmd.Env = append(os.Environ(), env...)
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", args, err)
-	}
-	p := &process{cmd, make(chan struct{})}
-	go func() {
-		defer close(p.ended)
-		_ = cmd.Wait()
-	}()
-	return p, nil
-}
-
-func (l *lab) log(name string) string {
-	data, err := os.ReadFile(filepath.Join(filepath.Dir(l.dir), name))
-	if err != nil {
-		return err.Error()
-	}
-	return string(data[max(0, len(data)-2000):])
-}
-
-// awaitEnv waits for the file in which the lab says where it serves.
-func awaitEnv(ctx context.Context, up *process, path string) (map[string]string, error) {
-	// The first start on a machine fetches the database engine.
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
-	for {
-		data, err := os.ReadFile(path)
-		if err == nil {
-			env := map[string]string{}
-			for line := range strings.Lines(string(data)) {
-				name, value, found := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "export "), "=")
-				if found {
-					env[name] = strings.Trim(value, "'")
-				}
-			}
-			return env, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("the lab does not start: %w", err)
-		case <-up.ended:
-			return nil, errors.New("the lab has ended")
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-}
-
-func (l *lab) close() error {
+func (l *rig) close() error {
 	if l.conn != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		_ = l.conn.Close(ctx)
 	}
-	var errs []error
-	for _, p := range append(l.agents, l.up) {
-		if p == nil {
-			continue
-		}
-		if err := p.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			errs = append(errs, fmt.Errorf("stop process %d: %w", p.Process.Pid, err))
-			continue
-		}
-		kill := time.AfterFunc(30*time.Second, func() { _ = p.Process.Kill() })
-		<-p.ended
-		kill.Stop()
-	}
-	return errors.Join(errs...)
-}
-
-func (l *lab) version(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, l.binary, "version").Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
+	return l.Close()
 }
 
 // loaders are the s3-loader in the ways it is measured.
-func (l *lab) loaders() []client {
+func (l *rig) loaders() []client {
 	var out []client
 	for _, c := range []struct {
 		name, what, site string
@@ -185,39 +85,19 @@ func (l *lab) loaders() []client {
 }
 
 // agent starts the s3-loader of a site unless it runs.
-func (l *lab) agent(ctx context.Context, site string, env []string) error {
+func (l *rig) agent(ctx context.Context, site string, env []string) error {
 	if l.running[site] != nil {
 		return nil
 	}
-	env = append([]string{
-		"TRANSFERLAB_NATS=" + l.env["NATS_URL"], "TRANSFERLAB_NATS_USER=" + l.env["NATS_USER"], "TRANSFERLAB_NATS_PASSWORD=" + l.env["NATS_PASSWORD"],
-		"TRANSFERLAB_S3_ENDPOINT=" + l.env["AWS_ENDPOINT_URL"], "TRANSFERLAB_S3_REGION=" + l.env["AWS_REGION"],
-		"TRANSFERLAB_S3_ACCESS_KEY=" + l.env["AWS_ACCESS_KEY_ID"], "TRANSFERLAB_S3_SECRET_KEY=" + l.env["AWS_SECRET_ACCESS_KEY"],
-	}, env...)
-	cmd, err := l.start(env, site+".log", "service", "s3-loader", "--name", site, "--site", site)
+	p, err := l.Agent(ctx, l.conn, "s3-loader", site, site, append([]string{
+		"TRANSFERLAB_S3_ENDPOINT=" + l.Env["AWS_ENDPOINT_URL"], "TRANSFERLAB_S3_REGION=" + l.Env["AWS_REGION"],
+		"TRANSFERLAB_S3_ACCESS_KEY=" + l.Env["AWS_ACCESS_KEY_ID"], "TRANSFERLAB_S3_SECRET_KEY=" + l.Env["AWS_SECRET_ACCESS_KEY"],
+	}, env...)...)
 	if err != nil {
 		return err
 	}
-	l.agents = append(l.agents, cmd)
-	l.running[site] = cmd
-	agents, err := bus.OpenBucket[schemas.Agent](ctx, l.conn, bus.BucketAgents)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
-		if _, err := agents.Get(ctx, bus.Token(site)); err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the agent of %s does not come: %s", site, l.log(site+".log"))
-		case <-cmd.ended:
-			return fmt.Errorf("the agent of %s has ended: %s", site, l.log(site+".log"))
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	l.running[site] = p
+	return nil
 }
 
 // prefix keeps the cells' objects apart, which other clients fetch by prefix.
@@ -229,7 +109,7 @@ func (c cell) key(i int) string {
 	return s.Key(i)
 }
 
-func (l *lab) populate(ctx context.Context, c cell) error {
+func (l *rig) populate(ctx context.Context, c cell) error {
 	if err := l.agent(ctx, "bench", nil); err != nil {
 		return err
 	}
@@ -238,7 +118,7 @@ func (l *lab) populate(ctx context.Context, c cell) error {
 }
 
 // load has a site's agent download a cell once.
-func (l *lab) load(ctx context.Context, c cell, site, populate string, captured bool) (measured, error) {
+func (l *rig) load(ctx context.Context, c cell, site, populate string, captured bool) (measured, error) {
 	experiment := fmt.Sprintf(`
 name: bench-%s
 workload: s3
@@ -254,8 +134,8 @@ s3:
   wait: 0s
   populate: %s
 `, strings.ToLower(rand.Text()[:8]), site, bucket, c.prefix(), c.size, c.objects, c.objects, c.concurrency, populate)
-	cmd := l.running[site]
-	before, err := processorTime(cmd.Process.Pid)
+	pid := l.running[site].PID()
+	before, err := processorTime(pid)
 	if err != nil {
 		return measured{}, err
 	}
@@ -267,7 +147,7 @@ s3:
 	if err != nil {
 		return measured{}, err
 	}
-	after, err := processorTime(cmd.Process.Pid)
+	after, err := processorTime(pid)
 	if err != nil {
 		return measured{}, err
 	}
@@ -284,7 +164,7 @@ s3:
 }
 
 // await returns the state in which the run's only task ends.
-func (l *lab) await(ctx context.Context, run *schemas.Run) (schemas.TaskState, error) {
+func (l *rig) await(ctx context.Context, run *schemas.Run) (schemas.TaskState, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	var last schemas.TaskState
@@ -306,7 +186,7 @@ func (l *lab) await(ctx context.Context, run *schemas.Run) (schemas.TaskState, e
 }
 
 // awaitEvents waits until the database has every request of a run, once.
-func (l *lab) awaitEvents(ctx context.Context, run *schemas.Run, want int) error {
+func (l *rig) awaitEvents(ctx context.Context, run *schemas.Run, want int) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	query := fmt.Sprintf("SELECT countIf(status = 'ok'), uniqExact(producer, seq) FROM events WHERE run = '%s' AND kind = 'request'", run.ID)
@@ -326,14 +206,14 @@ func (l *lab) awaitEvents(ctx context.Context, run *schemas.Run, want int) error
 	}
 }
 
-func (l *lab) query(ctx context.Context, text string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, l.env["CLICKHOUSE_URL"], strings.NewReader(text))
+func (l *rig) query(ctx context.Context, text string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, l.Env["CLICKHOUSE_URL"], strings.NewReader(text))
 	if err != nil {
 		return "", fmt.Errorf("ask the database: %w", err)
 	}
-	req.Header.Set("X-ClickHouse-User", l.env["CLICKHOUSE_USER"])
-	req.Header.Set("X-ClickHouse-Key", l.env["CLICKHOUSE_PASSWORD"])
-	req.Header.Set("X-ClickHouse-Database", l.env["CLICKHOUSE_DATABASE"])
+	req.Header.Set("X-ClickHouse-User", l.Env["CLICKHOUSE_USER"])
+	req.Header.Set("X-ClickHouse-Key", l.Env["CLICKHOUSE_PASSWORD"])
+	req.Header.Set("X-ClickHouse-Database", l.Env["CLICKHOUSE_DATABASE"])
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return "", fmt.Errorf("ask the database: %w", err)

@@ -22,12 +22,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/transferlab/transferlab/bench/internal/figures"
 )
 
 // cell is one measurement: so many objects of a size, each fetched once.
@@ -116,14 +117,14 @@ func run(ctx context.Context, o options) (err error) {
 		return fmt.Errorf("make a directory: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	l, err := startLab(ctx, dir, o.binary)
+	l, err := startRig(ctx, dir, o.binary)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
 
 	todo := selected(cells(), o.cells, cell.String)
-	clients := selected(append(append(l.loaders(), peers(l)...), tools(l)...), o.clients, func(c client) string { return c.name })
+	clients := selected(append(append(l.loaders(), peers(l.Lab)...), tools(l.Lab)...), o.clients, func(c client) string { return c.name })
 	if o.listed {
 		for _, c := range clients {
 			fmt.Printf("%-20s %s\n", c.name, c.what)
@@ -190,45 +191,23 @@ func measure(ctx context.Context, o options, todo []cell, clients []client) (map
 	return results, nil
 }
 
-func median(ms []measured, of func(measured) float64) float64 {
-	var v []float64
-	for _, m := range ms {
-		v = append(v, of(m))
-	}
-	slices.Sort(v)
-	if n := len(v); n%2 == 0 {
-		return (v[n/2-1] + v[n/2]) / 2
-	}
-	return v[len(v)/2]
-}
-
-// condition is a line of what the figures depend on.
-type condition struct{ name, value string }
-
-func describe(ctx context.Context, l *lab, o options, clients []client) []condition {
-	out := []condition{
-		{"goos", runtime.GOOS},
-		{"goarch", runtime.GOARCH},
-		{"kernel", kernel()},
-		{"cpu", processor()},
-		{"cores", strconv.Itoa(runtime.NumCPU())},
-		{"go", runtime.Version()},
-		{"transferlab", l.version(ctx)},
-		{"rounds", strconv.Itoa(o.rounds)},
-		{"load", load()},
-		{"date", time.Now().UTC().Format(time.RFC3339)},
-	}
+func describe(ctx context.Context, l *rig, o options, clients []client) []figures.Condition {
+	out := append(figures.Machine(),
+		figures.Condition{Name: "transferlab", Value: l.Version(ctx)},
+		figures.Condition{Name: "rounds", Value: strconv.Itoa(o.rounds)},
+		figures.Condition{Name: "load", Value: figures.Load()},
+		figures.Condition{Name: "date", Value: time.Now().UTC().Format(time.RFC3339)})
 	for _, c := range clients {
-		out = append(out, condition{"client-" + strings.ReplaceAll(c.name, "/", "-"), c.what})
+		out = append(out, figures.Condition{Name: "client-" + strings.ReplaceAll(c.name, "/", "-"), Value: c.what})
 	}
 	return out
 }
 
 // report prints medians and, of throughput and processor time, their ratio to
 // the ceiling's.
-func report(w io.Writer, conditions []condition, todo []cell, clients []client, results map[key][]measured) error {
+func report(w io.Writer, conditions []figures.Condition, todo []cell, clients []client, results map[key][]measured) error {
 	for _, c := range conditions {
-		fmt.Fprintf(w, "%s: %s\n", c.name, c.value)
+		fmt.Fprintf(w, "%s: %s\n", c.Name, c.Value)
 	}
 	for _, c := range todo {
 		fmt.Fprintf(w, "\n%d x %s, concurrency %d: medians of %d rounds\n", c.objects, c.name, c.concurrency, len(results[key{c.String(), clients[0].name}]))
@@ -241,14 +220,14 @@ func report(w io.Writer, conditions []condition, todo []cell, clients []client, 
 				if len(base) == 0 || of(ms[0]) < 0 {
 					return "-"
 				}
-				return fmt.Sprintf("%.2f", median(ms, of)/median(base, of))
+				return fmt.Sprintf("%.2f", figures.Median(ms, of)/figures.Median(base, of))
 			}
 			cpu := "-"
 			if ms[0].CPU >= 0 {
-				cpu = fmt.Sprintf("%.3f", median(ms, measured.cpuPerGB))
+				cpu = fmt.Sprintf("%.3f", figures.Median(ms, measured.cpuPerGB))
 			}
-			fmt.Fprintf(t, "%s\t%.0f\t%s\t%.0f\t%s\t%s\t\n", cl.name, median(ms, measured.rate), ratio(measured.rate),
-				median(ms, measured.requestRate), cpu, ratio(measured.cpuPerGB))
+			fmt.Fprintf(t, "%s\t%.0f\t%s\t%.0f\t%s\t%s\t\n", cl.name, figures.Median(ms, measured.rate), ratio(measured.rate),
+				figures.Median(ms, measured.requestRate), cpu, ratio(measured.cpuPerGB))
 		}
 		if err := t.Flush(); err != nil {
 			return fmt.Errorf("print: %w", err)
@@ -292,26 +271,19 @@ func change(logs []float64) string {
 }
 
 // writeRaw writes one line for each measurement, as benchstat reads them.
-func writeRaw(path string, conditions []condition, todo []cell, clients []client, results map[key][]measured) error {
-	var b strings.Builder
-	for _, c := range conditions {
-		fmt.Fprintf(&b, "%s: %s\n", c.name, c.value)
-	}
-	b.WriteString("\n")
+func writeRaw(path string, conditions []figures.Condition, todo []cell, clients []client, results map[key][]measured) error {
+	var rows []string
 	for _, c := range todo {
 		for _, cl := range clients {
 			for _, m := range results[key{c.String(), cl.name}] {
-				fmt.Fprintf(&b, "BenchmarkGet/size=%s/c=%d/client=%s 1 %d ns/op %.1f MB/s %.1f req/s", c.name, c.concurrency,
+				row := fmt.Sprintf("BenchmarkGet/size=%s/c=%d/client=%s 1 %d ns/op %.1f MB/s %.1f req/s", c.name, c.concurrency,
 					strings.ReplaceAll(cl.name, "/", "-"), m.Elapsed.Nanoseconds(), m.rate(), m.requestRate())
 				if m.CPU >= 0 {
-					fmt.Fprintf(&b, " %.4f CPU-s/GB", m.cpuPerGB())
+					row += fmt.Sprintf(" %.4f CPU-s/GB", m.cpuPerGB())
 				}
-				b.WriteString("\n")
+				rows = append(rows, row)
 			}
 		}
 	}
-	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
-		return fmt.Errorf("write raw figures: %w", err)
-	}
-	return nil
+	return figures.Write(path, conditions, rows)
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/transferlab/transferlab/bench/internal/figures"
 )
 
 func TestReport(t *testing.T) {
@@ -22,7 +24,7 @@ func TestReport(t *testing.T) {
 			results[key{todo[0].String(), c.name}] = append(results[key{todo[0].String(), c.name}], m)
 		}
 	}
-	conditions := []condition{{"cores", "2"}}
+	conditions := []figures.Condition{{Name: "cores", Value: "2"}}
 	var out bytes.Buffer
 	if err := report(&out, conditions, todo, clients, results); err != nil {
 		t.Fatal(err)

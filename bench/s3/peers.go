@@ -27,6 +27,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/minio/minio-go/v7"
 	miniocredentials "github.com/minio/minio-go/v7/pkg/credentials"
+
+	"github.com/transferlab/transferlab/bench/internal/lab"
 )
 
 // peerVariable holds a peerSpec when this program runs as a peer.
@@ -76,11 +78,11 @@ func moduleVersion(path string) string {
 }
 
 // peers are the libraries, each in a process of its own.
-func peers(l *lab) []client {
+func peers(l *lab.Lab) []client {
 	var out []client
 	for _, lib := range libraries() {
 		out = append(out, client{name: lib.name, what: moduleVersion(lib.module) + lib.what, run: func(ctx context.Context, c cell) (measured, error) {
-			p := peerSpec{Client: lib.name, Endpoint: l.env["AWS_ENDPOINT_URL"], Region: l.env["AWS_REGION"], Size: c.size, Concurrency: c.concurrency}
+			p := peerSpec{Client: lib.name, Endpoint: l.Env["AWS_ENDPOINT_URL"], Region: l.Env["AWS_REGION"], Size: c.size, Concurrency: c.concurrency}
 			for i := range c.objects {
 				p.Keys = append(p.Keys, c.key(i))
 			}
@@ -112,14 +114,14 @@ func peers(l *lab) []client {
 }
 
 // awsEnv is the environment in which any S3 client finds the lab's store.
-func awsEnv(l *lab) []string {
+func awsEnv(l *lab.Lab) []string {
 	// The store speaks plain HTTP, and rclone refuses to start with a bundle of
 	// authorities beside a transport of its own.
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "AWS_CA_BUNDLE=") })
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION"} {
-		env = append(env, name+"="+l.env[name])
+		env = append(env, name+"="+l.Env[name])
 	}
-	return append(env, "AWS_DEFAULT_REGION="+l.env["AWS_REGION"])
+	return append(env, "AWS_DEFAULT_REGION="+l.Env["AWS_REGION"])
 }
 
 // runPeer is the peer's process: it downloads the objects and prints what it

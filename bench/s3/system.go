@@ -9,32 +9,6 @@ import (
 	"time"
 )
 
-func firstLine(path string) string {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return "unknown"
-	}
-	line, _, _ := strings.Cut(string(data), "\n")
-	return strings.TrimSpace(line)
-}
-
-func kernel() string { return firstLine("/proc/sys/kernel/osrelease") }
-
-func load() string { return firstLine("/proc/loadavg") }
-
-func processor() string {
-	data, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "unknown"
-	}
-	for line := range strings.Lines(string(data)) {
-		if name, value, found := strings.Cut(line, ":"); found && strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-	return "unknown"
-}
-
 // processorTime is what a running process has used, by the scheduler's own
 // account of each of its threads: /proc/PID/stat counts in steps of 10 ms.
 func processorTime(pid int) (time.Duration, error) {

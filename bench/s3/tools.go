@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/transferlab/transferlab/bench/internal/lab"
 )
 
 // tool is a program that downloads a prefix into a directory.
@@ -20,7 +22,7 @@ type tool struct {
 	name, program string
 	version       []string
 	// command is its arguments and further environment for a cell.
-	command func(l *lab, c cell, scratch, into string) (args, env []string, err error)
+	command func(l *lab.Lab, c cell, scratch, into string) (args, env []string, err error)
 }
 
 func knownTools() []tool {
@@ -33,7 +35,7 @@ func knownTools() []tool {
 
 // tools are those on the PATH. They write files, which no library here does:
 // into memory, where there is a file system for that.
-func tools(l *lab) []client {
+func tools(l *lab.Lab) []client {
 	var out []client
 	for _, t := range knownTools() {
 		path, version := found(t.program, t.version)
@@ -74,7 +76,7 @@ func memoryDir() string {
 	return ""
 }
 
-func (t *tool) run(ctx context.Context, l *lab, path string, c cell) (_ measured, err error) {
+func (t *tool) run(ctx context.Context, l *lab.Lab, path string, c cell) (_ measured, err error) {
 	scratch, err := os.MkdirTemp(memoryDir(), "transferlab-bench-s3-")
 	if err != nil {
 		return measured{}, fmt.Errorf("make a directory: %w", err)
@@ -112,16 +114,16 @@ func (t *tool) run(ctx context.Context, l *lab, path string, c cell) (_ measured
 	return m, err
 }
 
-func rclone(l *lab, c cell, _, into string) (args, env []string, err error) {
+func rclone(l *lab.Lab, c cell, _, into string) (args, env []string, err error) {
 	n := strconv.Itoa(c.concurrency)
 	return []string{"copy", "bench:" + bucket + "/" + c.prefix(), into, "--transfers", n, "--checkers", n, "--config", os.DevNull},
 		[]string{
 			"RCLONE_CONFIG_BENCH_TYPE=s3", "RCLONE_CONFIG_BENCH_PROVIDER=Other", "RCLONE_CONFIG_BENCH_ENV_AUTH=true",
-			"RCLONE_CONFIG_BENCH_ENDPOINT=" + l.env["AWS_ENDPOINT_URL"], "RCLONE_CONFIG_BENCH_REGION=" + l.env["AWS_REGION"],
+			"RCLONE_CONFIG_BENCH_ENDPOINT=" + l.Env["AWS_ENDPOINT_URL"], "RCLONE_CONFIG_BENCH_REGION=" + l.Env["AWS_REGION"],
 		}, nil
 }
 
-func awscli(_ *lab, c cell, scratch, into string) (args, env []string, err error) {
+func awscli(_ *lab.Lab, c cell, scratch, into string) (args, env []string, err error) {
 	config := filepath.Join(scratch, "config")
 	text := fmt.Sprintf("[default]\ns3 =\n  max_concurrent_requests = %d\n  addressing_style = path\n", c.concurrency)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -130,26 +132,26 @@ func awscli(_ *lab, c cell, scratch, into string) (args, env []string, err error
 	return []string{"s3", "cp", "--recursive", "--only-show-errors", "s3://" + bucket + "/" + c.prefix(), into}, []string{"AWS_CONFIG_FILE=" + config}, nil
 }
 
-func s5cmd(l *lab, c cell, _, into string) (args, env []string, err error) {
+func s5cmd(l *lab.Lab, c cell, _, into string) (args, env []string, err error) {
 	return []string{
-		"--endpoint-url", l.env["AWS_ENDPOINT_URL"], "--numworkers", strconv.Itoa(c.concurrency), "--log", "error",
+		"--endpoint-url", l.Env["AWS_ENDPOINT_URL"], "--numworkers", strconv.Itoa(c.concurrency), "--log", "error",
 		"cp", "s3://" + bucket + "/" + c.prefix() + "*", into + "/",
 	}, nil, nil
 }
 
 // warp uploads objects of its own first, so that only its own figures say
 // anything; its processor time is not that of the downloads.
-func warp(ctx context.Context, l *lab, path string, c cell) (measured, error) {
+func warp(ctx context.Context, l *lab.Lab, path string, c cell) (measured, error) {
 	scratch, err := os.MkdirTemp("", "transferlab-bench-s3-")
 	if err != nil {
 		return measured{}, fmt.Errorf("make a directory: %w", err)
 	}
 	defer os.RemoveAll(scratch)
-	host := strings.TrimPrefix(strings.TrimPrefix(l.env["AWS_ENDPOINT_URL"], "http://"), "https://")
-	cmd := exec.CommandContext(ctx, path, "get", "--host", host, "--bucket", bucket+"-warp", "--lookup", "path", "--region", l.env["AWS_REGION"],
+	host := strings.TrimPrefix(strings.TrimPrefix(l.Env["AWS_ENDPOINT_URL"], "http://"), "https://")
+	cmd := exec.CommandContext(ctx, path, "get", "--host", host, "--bucket", bucket+"-warp", "--lookup", "path", "--region", l.Env["AWS_REGION"],
 		"--obj.size", strconv.FormatInt(c.size, 10), "--objects", strconv.Itoa(min(c.objects, 64)), "--concurrent", strconv.Itoa(c.concurrency),
 		"--duration", "3s", "--no-color", "--benchdata", filepath.Join(scratch, "data"))
-	cmd.Env = append(os.Environ(), "WARP_ACCESS_KEY="+l.env["AWS_ACCESS_KEY_ID"], "WARP_SECRET_KEY="+l.env["AWS_SECRET_ACCESS_KEY"], "HOME="+scratch)
+	cmd.Env = append(os.Environ(), "WARP_ACCESS_KEY="+l.Env["AWS_ACCESS_KEY_ID"], "WARP_SECRET_KEY="+l.Env["AWS_SECRET_ACCESS_KEY"], "HOME="+scratch)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return measured{}, fmt.Errorf("%w: %s", err, out)
