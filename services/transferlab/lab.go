@@ -25,6 +25,7 @@ import (
 	"github.com/transferlab/transferlab/services/gateway"
 	"github.com/transferlab/transferlab/services/internal/agent"
 	"github.com/transferlab/transferlab/services/internal/clickhouse"
+	"github.com/transferlab/transferlab/services/internal/lockfile"
 	store "github.com/transferlab/transferlab/services/internal/objectstore/embedded"
 	"github.com/transferlab/transferlab/services/prober"
 	"github.com/transferlab/transferlab/services/provisioner"
@@ -79,6 +80,15 @@ type lab struct {
 
 // errLabRunning says that another process has the state directory.
 var errLabRunning = errors.New("another transferlab is using this directory")
+
+// lockDir takes the state directory for this process.
+func lockDir(path string) (unlock func(), err error) {
+	unlock, err = lockfile.Take(path)
+	if errors.Is(err, lockfile.ErrHeld) {
+		return nil, errLabRunning
+	}
+	return unlock, err
+}
 
 // startLab starts every part and returns once all serve.
 func startLab(ctx context.Context, o labOptions) (_ *lab, err error) {

@@ -17,6 +17,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/ssm"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/transferlab/transferlab/services/internal/lockfile"
 )
 
 // rising is a fleet on its way up.
@@ -62,7 +64,11 @@ func lockName(dir, name string) (func(), error) {
 	if err := os.MkdirAll(fleetsDir(dir), 0o700); err != nil {
 		return nil, fmt.Errorf("create directory of fleets: %w", err)
 	}
-	return lock(filepath.Join(fleetsDir(dir), name+".lock"))
+	unlock, err := lockfile.Take(filepath.Join(fleetsDir(dir), name+".lock"))
+	if errors.Is(err, lockfile.ErrHeld) {
+		return nil, fmt.Errorf("another process is working on fleet %s: %w", name, err)
+	}
+	return unlock, err
 }
 
 // begin returns the open fleet of the name, or a new one.
