@@ -488,11 +488,11 @@ func (e *Experiment) checkMatrix() faultList {
 }
 
 func (e *Experiment) cells() ([]Cell, faultList) {
-	total := max(e.Trials.Repeat, 1)
+	total := 1
 	for _, a := range e.Matrix {
 		total *= len(a.Values)
 		if total > MaxTrials {
-			return nil, faultList{{Path: "matrix", Text: fmt.Sprintf("more than %d trials", MaxTrials)}}
+			return nil, tooManyTrials("matrix")
 		}
 	}
 	cells := []Cell{{Section: e.Section(), Groups: e.Groups}}
@@ -519,6 +519,17 @@ func (e *Experiment) cells() ([]Cell, faultList) {
 	if len(faults) > 0 {
 		return nil, faults
 	}
+	trials := 0
+	for _, c := range cells {
+		if trials += e.RepeatsOf(c.Values); trials > MaxTrials {
+			return nil, tooManyTrials("trials.repeat")
+		}
+	}
+	for i, r := range e.Trials.Repeats {
+		if !slices.ContainsFunc(cells, func(c Cell) bool { return r.matches(c.Values) }) {
+			faults.add(fmt.Sprintf("trials.repeats[%d].where", i), "%v is no cell of the matrix", r.Where)
+		}
+	}
 	for _, c := range cells {
 		s, ok := c.Section.(section)
 		if !ok {
@@ -539,6 +550,10 @@ func (e *Experiment) cells() ([]Cell, faultList) {
 		}
 	}
 	return cells, faults
+}
+
+func tooManyTrials(at string) faultList {
+	return faultList{{Path: at, Text: fmt.Sprintf("more than %d trials", MaxTrials)}}
 }
 
 func (e *Experiment) vary(c Cell, axis Axis, i int, n ast.Node) (Cell, *Fault) {

@@ -13,7 +13,7 @@ import (
 type Experiment struct {
 	Name        string `yaml:"name" jsonschema:"required,pattern=^[a-z0-9][a-z0-9-]{0\\,62}$,description=Short name of the experiment: lower-case letters digits and hyphens."`
 	Description string `yaml:"description,omitempty" jsonschema:"description=What the experiment asks."`
-	Workload    string `yaml:"workload" jsonschema:"required,enum=s3,enum=probe,description=What is measured."`
+	Workload    string `yaml:"workload" jsonschema:"required,enum=s3,enum=probe,enum=swarm,description=What is measured."`
 	Seed        uint64 `yaml:"seed,omitempty" jsonschema:"description=Fixes every random choice: same file and seed give the same schedule. 1 if not given; --seed overrides it."`
 	// Groups say who takes part.
 	Groups []Group `yaml:"groups" jsonschema:"required,minItems=1,description=Who takes part: clients at sites."`
@@ -29,6 +29,7 @@ type Experiment struct {
 	Fleet *Fleet          `yaml:"fleet,omitempty" jsonschema:"description=Cloud instances that are started for the run and gone after it."`
 	S3    *S3             `yaml:"s3,omitempty"`
 	Probe *Probe          `yaml:"probe,omitempty"`
+	Swarm *Swarm          `yaml:"swarm,omitempty"`
 }
 
 // Group is a set of clients at one site.
@@ -43,10 +44,56 @@ type Group struct {
 // Trials say how often and in what order cells run.
 type Trials struct {
 	Repeat  int      `yaml:"repeat,omitempty" jsonschema:"minimum=1,description=Trials of each cell; 1 if not given."`
+	Repeats []Repeat `yaml:"repeats,omitempty" jsonschema:"description=Other numbers of trials for some cells; the first that matches a cell counts."`
 	Order   string   `yaml:"order,omitempty" jsonschema:"enum=shuffled,enum=listed,description=Order of the trials: shuffled by the seed (so that drift of the machine does not favour a cell) or as listed; shuffled if not given."`
 	Timeout Duration `yaml:"timeout,omitempty" jsonschema:"description=A trial that takes longer is ended and tried again; 15m if not given."`
 	Retries *int     `yaml:"retries,omitempty" jsonschema:"minimum=0,description=How often a failed trial is tried again; 2 if not given."`
 	Pause   Duration `yaml:"pause,omitempty" jsonschema:"description=Quiet time between trials."`
+}
+
+// Repeat is how many trials some cells have.
+type Repeat struct {
+	Where map[string]string `yaml:"where" json:"where" jsonschema:"required,description=Cells with these values of the matrix."`
+	Count int               `yaml:"count" json:"count" jsonschema:"required,minimum=1,description=Trials of each of them."`
+}
+
+// RepeatsOf is how many trials a cell has.
+func (e *Experiment) RepeatsOf(values []Attr) int {
+	for _, r := range e.Trials.Repeats {
+		if r.matches(values) {
+			return r.Count
+		}
+	}
+	return e.Trials.Repeat
+}
+
+func (r Repeat) matches(values []Attr) bool {
+	for name, want := range r.Where {
+		i := slices.IndexFunc(values, func(a Attr) bool { return a.Key == name })
+		if i < 0 || !SameValue(values[i].Value, want) {
+			return false
+		}
+	}
+	return true
+}
+
+// SameValue compares values of the matrix as sizes or time spans where they
+// are: `1000kB` is `1MB`.
+func SameValue(a, b string) bool {
+	if a == b {
+		return true
+	}
+	if x, err := ParseSize(a); err == nil {
+		if y, err := ParseSize(b); err == nil {
+			return x == y
+		}
+	}
+	if x, err := ParseDuration(a); err == nil {
+		if y, err := ParseDuration(b); err == nil {
+			return x == y
+		}
+	}
+	return false
 }
 
 // Threshold is a condition on one metric of the report, for every cell that
@@ -65,21 +112,6 @@ type Health struct {
 	CPU         float64  `yaml:"generator_cpu,omitempty" json:"generator_cpu" jsonschema:"minimum=0,maximum=1,description=Share of its machine the generator's process may use; no limit if not given."`
 }
 
-// Metrics of a workload's report, that thresholds may name.
-func thresholdMetrics(workload string) []string {
-	latencies, others := []string{"corrected", "service", "first_byte"}, []string{"error_rate", "requests_per_s", "bytes_per_s"}
-	if workload == WorkloadProbe {
-		latencies, others = []string{"rtt", "forward", "backward"}, []string{"loss", "duplicated", "reordered", "jitter"}
-	}
-	var names []string
-	for _, latency := range latencies {
-		for _, q := range []string{"p50", "p90", "p99", "p999", "max"} {
-			names = append(names, latency+"_"+q)
-		}
-	}
-	return append(names, others...)
-}
-
 // Bounds turn a threshold's texts into numbers: nanoseconds for latencies,
 // bytes a second, or plain numbers; nil where no bound is given.
 func (t Threshold) Bounds() (lowest, highest *float64, err error) {
@@ -95,13 +127,13 @@ func (t Threshold) Bounds() (lowest, highest *float64, err error) {
 				return nil, fmt.Errorf("%s: %w", field, err)
 			}
 			v = float64(s)
-		case slices.Contains([]string{"error_rate", "loss", "duplicated", "reordered"}, t.Metric):
+		case slices.Contains([]string{"error_rate", "loss", "duplicated", "reordered", "copy_efficiency", "bound_efficiency", "unattributed"}, t.Metric):
 			var share Share
 			if err := share.UnmarshalText([]byte(text)); err != nil {
 				return nil, fmt.Errorf("%s: %w", field, err)
 			}
 			v = float64(share)
-		case t.Metric == "requests_per_s":
+		case slices.Contains([]string{"requests_per_s", "ratio", "spread"}, t.Metric):
 			if _, err := fmt.Sscanf(text, "%g", &v); err != nil || v < 0 {
 				return nil, fmt.Errorf("%s: %q, want a number of 0 or more", field, text)
 			}
@@ -208,6 +240,20 @@ func (e *Experiment) Check() []Fault {
 	if e.Trials.Repeat < 1 || e.Trials.Repeat > MaxTrials {
 		faults.add("trials.repeat", "%d, want 1 to %d", e.Trials.Repeat, MaxTrials)
 	}
+	for i, r := range e.Trials.Repeats {
+		at := fmt.Sprintf("trials.repeats[%d]", i)
+		if r.Count < 1 || r.Count > MaxTrials {
+			faults.add(at+".count", "%d, want 1 to %d", r.Count, MaxTrials)
+		}
+		if len(r.Where) == 0 {
+			faults.add(at+".where", "empty, want values of the matrix")
+		}
+		for name := range r.Where {
+			if !slices.ContainsFunc(e.Matrix, func(a Axis) bool { return a.Name == name }) {
+				faults.add(at+".where", "%q is no axis of the matrix", name)
+			}
+		}
+	}
 	if r := *e.Trials.Retries; r < 0 || r > 100 {
 		faults.add("trials.retries", "%d, want 0 to 100", r)
 	}
@@ -263,53 +309,6 @@ func (e *Experiment) checkFleet() faultList {
 	}
 	return faults
 }
-
-// section is what every workload's section can do.
-type section interface {
-	SetDefaults()
-	// check reports faults of the values under the path of the section.
-	check(at string) faultList
-	// checkGroups reports faults that show only beside the groups that take part.
-	checkGroups(at string, groups []Group) faultList
-}
-
-// Workloads lists what an experiment can measure.
-func Workloads() []string { return []string{WorkloadS3, WorkloadProbe} }
-
-// Section is the workload's own part of the experiment: a pointer to a struct,
-// or nil.
-func (e *Experiment) Section() any {
-	switch {
-	case e.Workload == WorkloadS3 && e.S3 != nil:
-		return e.S3
-	case e.Workload == WorkloadProbe && e.Probe != nil:
-		return e.Probe
-	}
-	return nil
-}
-
-// KindOf is the kind of the events that are a workload's timed operations.
-func KindOf(workload string) string {
-	if workload == WorkloadProbe {
-		return KindProbe
-	}
-	return KindRequest
-}
-
-// ServiceOf is the name of the service that executes a workload.
-func ServiceOf(workload string) string {
-	switch workload {
-	case WorkloadS3:
-		return "s3-loader"
-	case WorkloadProbe:
-		return "prober"
-	}
-	return ""
-}
-
-// OutlivesAgents reports whether a trial of the workload goes on when one of its
-// agents is gone: to a mesh that is a finding, to a load it is a failure.
-func OutlivesAgents(workload string) bool { return workload == WorkloadProbe }
 
 func oneOf(words []string) string {
 	if len(words) == 1 {

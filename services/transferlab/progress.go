@@ -31,7 +31,7 @@ type progress struct {
 const barSteps = 10_000
 
 func newProgress(ctx context.Context, out io.Writer, run *schemas.Run) *progress {
-	p := &progress{out: out, trial: -1, word: report.Operations(run.Workload)}
+	p := &progress{out: out, trial: -1, word: schemas.OperationsOf(run.Workload)}
 	if isTerminal(out) {
 		p.bars = mpb.NewWithContext(ctx, mpb.WithOutput(out), mpb.WithWidth(40))
 		p.bar = p.bars.AddBar(barSteps,

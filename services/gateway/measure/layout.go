@@ -17,7 +17,7 @@ func Validate(e *schemas.Experiment, seed uint64) (api.Validation, error) {
 		return api.Validation{}, err
 	}
 	return api.Validation{
-		Name: e.Name, Workload: e.Workload, Seed: p.Seed, Trials: len(p.Trials), Cells: len(p.Trials) / max(e.Trials.Repeat, 1),
+		Name: e.Name, Workload: e.Workload, Seed: p.Seed, Trials: len(p.Trials), Cells: p.Cells,
 		ScheduleHash: p.Hash,
 	}, nil
 }
@@ -49,14 +49,16 @@ func NewLayout(run *schemas.Run, statements []Statement) (*Layout, error) {
 		return nil, fmt.Errorf("expand the run's matrix: %w", err)
 	}
 	l := &Layout{Experiment: e}
+	trials := 0
 	for _, c := range cells {
-		cell := LayoutCell{Values: []report.Value{}, Clients: clientsOf(c.Groups), Trials: e.Trials.Repeat}
+		cell := LayoutCell{Values: []report.Value{}, Clients: clientsOf(c.Groups), Trials: e.RepeatsOf(c.Values)}
 		for _, v := range c.Values {
 			cell.Values = append(cell.Values, report.Value{Name: v.Key, Value: v.Value})
 		}
 		l.Cells = append(l.Cells, cell)
+		trials += cell.Trials
 	}
-	l.TrialCell = make([]uint32, len(cells)*e.Trials.Repeat)
+	l.TrialCell = make([]uint32, trials)
 	p, err := plan.New(e, run.Seed)
 	if err != nil {
 		return nil, fmt.Errorf("plan the run again: %w", err)

@@ -233,26 +233,9 @@ func (b *builder) subjects() []subject {
 func matches(values []report.Value, where map[string]string) bool {
 	for name, want := range where {
 		i := slices.IndexFunc(values, func(v report.Value) bool { return v.Name == name })
-		if i < 0 || !equal(values[i].Value, want) {
+		if i < 0 || !schemas.SameValue(values[i].Value, want) {
 			return false
 		}
 	}
 	return true
-}
-
-func equal(a, b string) bool {
-	if a == b {
-		return true
-	}
-	if x, err := schemas.ParseSize(a); err == nil {
-		if y, err := schemas.ParseSize(b); err == nil {
-			return x == y
-		}
-	}
-	if x, err := schemas.ParseDuration(a); err == nil {
-		if y, err := schemas.ParseDuration(b); err == nil {
-			return x == y
-		}
-	}
-	return false
 }

@@ -19,7 +19,7 @@ type Trial struct {
 	Cell    int    // which cell
 	Repeat  int    // which repetition of it, from 0
 	Values  []schemas.Attr
-	Section any // the workload's: *schemas.S3, *schemas.Probe
+	Section any // the workload's: *schemas.S3, *schemas.Probe, *schemas.Swarm
 	Groups  []schemas.Group
 }
 
@@ -27,6 +27,7 @@ type Trial struct {
 type Plan struct {
 	Seed   uint64
 	Trials []Trial
+	Cells  int
 	// Hash identifies the plan: SHA-256 over every trial and every client's
 	// schedule, in hexadecimal.
 	Hash string
@@ -40,7 +41,7 @@ const maxPlanned = 100_000_000
 type TooLargeError struct{ Operations float64 }
 
 func (e *TooLargeError) Error() string {
-	return fmt.Sprintf("the experiment plans about %.3g requests or probes in all its trials and clients, at most %d are allowed: fewer trials, clients or requests", e.Operations, maxPlanned)
+	return fmt.Sprintf("the experiment plans about %.3g requests, probes or pieces in all its trials and clients, at most %d are allowed: fewer trials, clients or requests", e.Operations, maxPlanned)
 }
 
 // CheckSize refuses experiments that are too large to plan ([*TooLargeError]).
@@ -51,11 +52,14 @@ func CheckSize(e *schemas.Experiment) error {
 	}
 	var planned float64
 	for _, c := range cells {
+		trials := float64(e.RepeatsOf(c.Values))
 		switch s := c.Section.(type) {
 		case *schemas.S3:
-			planned += s3Size(s, c.Groups) * float64(e.Trials.Repeat)
+			planned += s3Size(s, c.Groups) * trials
 		case *schemas.Probe:
-			planned += probeSize(s, c.Groups) * float64(e.Trials.Repeat)
+			planned += probeSize(s, c.Groups) * trials
+		case *schemas.Swarm:
+			planned += swarmSize(s, c.Groups) * trials
 		}
 	}
 	if planned > maxPlanned {
@@ -76,18 +80,20 @@ func New(e *schemas.Experiment, seed uint64) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("expand the matrix: %w", err)
 	}
-	p := &Plan{Seed: seed}
-	for repeat := range e.Trials.Repeat {
+	p := &Plan{Seed: seed, Cells: len(cells)}
+	random := source(seed, "order")
+	for repeat, left := 0, true; left; repeat++ {
+		first := len(p.Trials)
 		for i, c := range cells {
-			p.Trials = append(p.Trials, Trial{Cell: i, Repeat: repeat, Values: c.Values, Section: c.Section, Groups: c.Groups})
+			if repeat < e.RepeatsOf(c.Values) {
+				p.Trials = append(p.Trials, Trial{Cell: i, Repeat: repeat, Values: c.Values, Section: c.Section, Groups: c.Groups})
+			}
 		}
-	}
-	if e.Trials.Order == "shuffled" {
-		// Each repetition is shuffled on its own, so that every cell has run n
-		// times before any runs n+1 times.
-		random := source(seed, "order")
-		for at := 0; at < len(p.Trials); at += len(cells) {
-			round := p.Trials[at : at+len(cells)]
+		round := p.Trials[first:]
+		left = len(round) > 0
+		if e.Trials.Order == "shuffled" {
+			// Each repetition is shuffled on its own, so that every cell has run n
+			// times before any runs n+1 times.
 			random.Shuffle(len(round), func(i, j int) { round[i], round[j] = round[j], round[i] })
 		}
 	}
@@ -121,6 +127,9 @@ func (t *Trial) hash(h hash.Hash, seed uint64) error {
 	case *schemas.Probe:
 		fmt.Fprintf(h, "probe %s\n", section)
 		hashProbe(h, seed, t.Index, t.Groups, s)
+	case *schemas.Swarm:
+		fmt.Fprintf(h, "swarm %s\n", section)
+		hashSwarm(h, seed, t.Index, t.Groups, s)
 	}
 	return nil
 }

@@ -245,7 +245,7 @@ func (r *Report) writeTable(w io.Writer) error {
 		settled = " (events were still on their way)"
 	}
 	p.field("events", "%d recorded, %d stored, %d lost, %d duplicated; %s: %d issued, %d stored%s",
-		a.Recorded, a.Stored, a.Lost, a.Duplicated, Operations(r.Run.Workload), a.Issued, a.Requests, settled)
+		a.Recorded, a.Stored, a.Lost, a.Duplicated, schemas.OperationsOf(r.Run.Workload), a.Issued, a.Requests, settled)
 	r.networkLine(p)
 	p.line("")
 	if r.Run.Workload == schemas.WorkloadProbe {
@@ -255,14 +255,6 @@ func (r *Report) writeTable(w io.Writer) error {
 	}
 	r.thresholdTable(p)
 	return p.err
-}
-
-// Operations is what a workload's timed operations are called.
-func Operations(workload string) string {
-	if workload == schemas.WorkloadProbe {
-		return "probes"
-	}
-	return "requests"
 }
 
 // texts are the lag's cells of a table.
