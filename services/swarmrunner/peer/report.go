@@ -47,4 +47,5 @@ type Piece struct {
 	Asked    time.Time // the first block was asked for
 	Verified time.Time
 	From     netip.AddrPort // who sent its last block
+	FromID   [20]byte
 }
