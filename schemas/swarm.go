@@ -137,7 +137,8 @@ func (s *Swarm) FileName() string {
 // PieceLength is the size of every piece but the last: what the section says, or
 // one that makes a hundred pieces or so. With fewer, leechers wait for whole
 // pieces before they can give; with more, what is said about pieces costs more
-// than it brings.
+// than it brings. Where uploads have a limit the waiting is what counts, and
+// pieces are a quarter of that (measured: bench/swarm).
 func (s *Swarm) PieceLength() int64 {
 	if s.PieceSize > 0 {
 		return int64(s.PieceSize)
@@ -146,6 +147,9 @@ func (s *Swarm) PieceLength() int64 {
 		return MinPieceSize
 	}
 	target := uint64(s.Size) / 64
+	if s.Upload > 0 || s.SeedUpload > 0 {
+		target /= 4
+	}
 	power := int64(1) << max(bits.Len64(target)-1, 0)
 	return min(max(power, MinPieceSize), 1<<20)
 }

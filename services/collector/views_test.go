@@ -2,6 +2,7 @@ package collector
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -170,6 +171,79 @@ func TestViews(t *testing.T) {
 		SELECT toString(trial), toString(attempt), toString(cell), toString(repeat), toString(agents), toString(axes), toString(final)
 		FROM trials WHERE run = ? ORDER BY attempt`, run),
 		"7|1|3|1|2|{'size':'1MB','wait':'2s'}|0\n7|2|3|1|2|{'size':'1MB','wait':'2s'}|1\n")
+}
+
+func TestSwarmViews(t *testing.T) {
+	r := newRig(t)
+	r.start(r.testConfig(), nil)
+	run := uuid.Must(uuid.NewV7())
+	begin := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	event := func(attempt uint16, kind, status string, duration time.Duration, bytes uint64, pairs ...string) schemas.Event {
+		e := schemas.Event{
+			Intended: begin, Run: run, Trial: 7, Attempt: attempt, Workload: "swarm", Service: "swarm-runner", Site: "oregon", Agent: "oregon-1",
+			Kind: kind, Duration: duration, Bytes: bytes, Status: status,
+		}
+		for i := 0; i < len(pairs); i += 2 {
+			e.Attrs = append(e.Attrs, schemas.Attr{Key: pairs[i], Value: pairs[i+1]})
+		}
+		return e
+	}
+	transfer := event(2, schemas.KindTransfer, "ok", 20*time.Millisecond, 10_000, "client", "4", "leecher", "2", "leechers", "3", "group", "west", "file", "A_10kB",
+		"size", "10000", "piece_size", "16384", "address", "127.0.0.4:6881", "announce_ns", "1", "handshake_ns", "2", "unchoke_ns", "3", "first_piece_ns", "4",
+		"d10_ns", "10", "d20_ns", "20", "d30_ns", "30", "d40_ns", "40", "d50_ns", "50", "d60_ns", "60", "d70_ns", "70", "d80_ns", "80", "d90_ns", "90",
+		"last_block_ns", "95", "complete_ns", "96", "verified_ns", "97", "seed_out_ns", "98", "sent", "700", "received", "11000", "payload_sent", "600",
+		"payload_received", "10000", "wasted", "5", "from_seeds", "9000", "hash_failures", "1", "banned", "2", "connections", "6", "bound_ns", "12", "sha256", "ok", "pid", "77")
+	transfer.Wait, transfer.FirstByte = 3*time.Microsecond, 9*time.Microsecond
+	r.publishAll("agent", 1,
+		event(1, schemas.KindTransfer, "killed", 5*time.Millisecond, 0, "client", "4", "leecher", "2", "leechers", "3", "file", "A_10kB", "size", "10000"),
+		transfer,
+		event(2, schemas.KindPiece, "ok", time.Millisecond, 1000, "client", "4", "leecher", "2", "piece", "5", "from", "seeder 0", "nth", "1"),
+		event(2, schemas.KindWire, "ok", 0, 500, "peer", "leecher 2", "role", "leecher", "direction", "sent", "class", "have", "messages", "9"),
+		event(2, schemas.KindInterface, "ok", 0, 1000, "network", "private", "exclusive", "true", "rx_bytes", "2000", "tx_packets", "10", "rx_packets", "20",
+			"sockets_sent", "800", "sent_again", "50", "headers", "200", "unattributed", "-50"),
+		event(2, schemas.KindInterface, "ok", 0, 0, "network", "host", "exclusive", "false"),
+		event(2, schemas.KindCopy, "ok", 2*time.Millisecond, 10_000, "from", "oregon-1", "to", "dublin-1"),
+		event(2, schemas.KindSeed, "ok", time.Second, 20_000, "seeder", "1", "address", "127.0.0.2:6881", "sent", "21000", "received", "300",
+			"payload_sent", "20000", "payload_received", "0", "connections", "3", "left", "stopped"))
+	closing := func(attempt uint16) schemas.Event {
+		e := event(attempt, schemas.KindTrial, "ok", time.Minute, 0, "cell", "0")
+		e.Service = "scheduler"
+		return e
+	}
+	r.publishAll("scheduler", 1, closing(1), closing(2))
+	r.expect("agent", 8)
+	r.expect("scheduler", 2)
+	const head = "7|oregon|oregon-1|1|"
+	for _, view := range []struct{ name, columns, want string }{
+		{
+			"swarm_transfers",
+			`client, client_group, leecher, leechers, file, size_bytes, piece_size_bytes, address, status, bytes, wait_ns, first_byte_ns, duration_ns, corrected_ns,
+			announce_ns, handshake_ns, unchoke_ns, first_piece_ns, d10_ns, d20_ns, d30_ns, d40_ns, d50_ns, d60_ns, d70_ns, d80_ns, d90_ns, last_block_ns,
+			complete_ns, verified_ns, seed_out_ns, sent_bytes, received_bytes, payload_sent_bytes, payload_received_bytes, wasted_bytes, from_seeds_bytes,
+			hash_failures, banned, connections, bound_ns, throughput_kbps, ratio, sha256, pid`,
+			head + "4|west|2|3|A_10kB|10000|16384|127.0.0.4:6881|ok|10000|3000|9000|20000000|20003000|" +
+				"1|2|3|4|10|20|30|40|50|60|70|80|90|95|96|97|98|700|11000|600|10000|5|9000|1|2|6|12|12000|1.1|ok|77\n" +
+				"7|oregon|oregon-1|0|4||2|3|A_10kB|10000|0||killed|0|0|0|5000000|5000000|" + strings.Repeat("null|", 17) + "0|0|0|0|0|0|0|0|0|null|null|0||null\n",
+		},
+		{"swarm_pieces", "client, leecher, piece, from_peer, nth, status, bytes, duration_ns", head + "4|2|5|seeder 0|1|ok|1000|1000000\n"},
+		{"swarm_wire", "peer, role, direction, class, messages, bytes", head + "leecher 2|leecher|sent|have|9|500\n"},
+		{
+			"swarm_interfaces",
+			"network, exclusive, tx_bytes, rx_bytes, tx_packets, rx_packets, sockets_sent_bytes, sent_again_bytes, headers_bytes, unattributed_bytes, unattributed_share",
+			head + "private|true|1000|2000|10|20|800|50|200|-50|-0.05\n" + head + "host|false|0|0|0|0|0|0|0|0|null\n",
+		},
+		{"swarm_copies", "src, dst, status, bytes, duration_ns, throughput_kbps", head + "oregon-1|dublin-1|ok|10000|2000000|40000\n"},
+		{
+			"swarm_seeds", "seeder, client, address, status, duration_ns, sent_bytes, received_bytes, payload_sent_bytes, payload_received_bytes, connections, left_by",
+			head + "1|null|127.0.0.2:6881|ok|1000000000|21000|300|20000|0|3|stopped\n",
+		},
+	} {
+		columns := strings.Split("trial, site, agent, toUInt8(final), "+view.columns, ",")
+		for i, c := range columns {
+			columns[i] = "ifNull(toString(" + c + "), 'null')"
+		}
+		equal(t, view.name, r.text("SELECT "+strings.Join(columns, ",")+" FROM "+view.name+" WHERE run = ? ORDER BY final DESC, seq", run), view.want)
+	}
 }
 
 func TestIntegrityShowsGapAndDuplicate(t *testing.T) {

@@ -597,6 +597,7 @@ func TestOpenAPI(t *testing.T) {
 	for _, want := range []string{
 		"post /v1/validate", "post /v1/runs", "get /v1/runs", "get /v1/runs/{id}", "post /v1/runs/{id}/cancel", "post /v1/runs/{id}/resume",
 		"get /v1/runs/{id}/events", "get /v1/runs/{id}/report", "get /v1/compare", "get /v1/runs/{id}/export", "post /v1/sql", "get /v1/agents",
+		"get /v1/runs/{id}/export/source/{file}",
 		"get /v1/status", "get /v1/schedules", "put /v1/schedules/{name}", "delete /v1/schedules/{name}", "get /v1/integrity",
 	} {
 		method, path, _ := strings.Cut(want, " ")

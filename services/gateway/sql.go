@@ -10,6 +10,11 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/transferlab/transferlab/schemas"
+	"github.com/transferlab/transferlab/schemas/clickhouse/reports"
+	"github.com/transferlab/transferlab/services/gateway/api"
+	"github.com/transferlab/transferlab/services/gateway/measure"
 )
 
 // maxQuery is the longest query, in bytes; ClickHouse's own default is a
@@ -47,6 +52,10 @@ func (g *Gateway) registerSQL() {
 	export := operation("export-run", http.MethodGet, "/v1/runs/{id}/export", "data", "All events of a run, as a file")
 	export.Responses = streamed("The rows of the run.", "application/octet-stream")
 	huma.Register(g.api, export, g.export)
+
+	source := operation("export-source", http.MethodGet, "/v1/runs/{id}/export/source/{file}", "data", "One of the files that the source experiment of a swarm wrote")
+	source.Responses = streamed("The file, with a header.", "text/csv")
+	huma.Register(g.api, source, g.exportSource)
 }
 
 func streamed(description, mediaType string) map[string]*huma.Response {
@@ -140,7 +149,7 @@ type exportInput struct {
 	ID     string   `path:"id" maxLength:"64" doc:"Id of a run, the unique beginning of one, or latest."`
 	Format string   `query:"format" enum:"csv,tsv,json,ndjson,parquet,arrow,native" default:"csv" doc:"csv and tsv have a header; json is one array; ndjson one object a line."`
 	Kinds  []string `query:"kind,explode" maxItems:"32" doc:"Only events of these kinds, such as request, task, trial; all if not given."`
-	View   string   `query:"view" enum:"events,s3_requests,s3_metrics_1m,s3_metrics_1s,probe_packets,netlab_checks,netlab_links" default:"events" doc:"The table or view whose rows of the run are wanted."`
+	View   string   `query:"view" enum:"events,s3_requests,s3_metrics_1m,s3_metrics_1s,probe_packets,netlab_checks,netlab_links,swarm_transfers,swarm_pieces,swarm_wire,swarm_interfaces,swarm_copies,swarm_seeds" doc:"The table or view whose rows of the run are wanted; if not given, swarm_transfers of a swarm run of which no kinds are asked for, else events."`
 }
 
 // exportFormats are ClickHouse's names, with the settings that make them what
@@ -178,26 +187,91 @@ func (g *Gateway) export(ctx context.Context, in *exportInput) (*huma.StreamResp
 	format, settings := exportFormats(in.Format)
 	settings["param_run"] = run.ID.String()
 	where, order := "run = {run:UUID}", ""
+	view := in.View
+	switch {
+	case view != "":
+	case run.Workload == schemas.WorkloadSwarm && len(in.Kinds) == 0:
+		view = "swarm_transfers"
+	default:
+		view = "events"
+	}
 	if len(in.Kinds) > 0 {
 		for _, k := range in.Kinds {
 			if !kindWord.MatchString(k) {
 				return nil, problem(http.StatusUnprocessableEntity, "kind: %.64q, want a lower-case word such as request", k)
 			}
 		}
-		if in.View != "events" {
-			return nil, problem(http.StatusUnprocessableEntity, "kind: only the view events has kinds, not %s", in.View)
+		if view != "events" {
+			return nil, problem(http.StatusUnprocessableEntity, "kind: only the view events has kinds, not %s", view)
 		}
 		settings["param_kinds"] = "['" + strings.Join(slices.Compact(slices.Sorted(slices.Values(in.Kinds))), "','") + "']"
 		where += " AND kind IN {kinds:Array(String)}"
 	}
-	if in.View == "events" {
+	if view == "events" {
 		// The table's own order: rows come as they are read.
 		order = " ORDER BY run, trial, producer, seq"
 	}
-	query := "SELECT * FROM " + in.View + " WHERE " + where + order + " FORMAT " + format
+	query := "SELECT * FROM " + view + " WHERE " + where + order + " FORMAT " + format
 	media := contentType(format)
 	if in.Format == "json" {
 		media = "application/json; charset=utf-8"
 	}
 	return g.passOn(query, settings, media, fmt.Sprintf("%s-%s.%s", run.Name, run.ID, in.Format))
+}
+
+type sourceInput struct {
+	ID   string `path:"id" maxLength:"64" doc:"Id of a run, the unique beginning of one, or latest."`
+	File string `path:"file" enum:"all_leechers_results.csv,leechers_performance_comparison.csv,all_leechers_summary.csv" doc:"Which of the files."`
+}
+
+// exportSource streams one of the source experiment's files. Iterations are
+// counted, so the run must have ended and its events be there.
+func (g *Gateway) exportSource(ctx context.Context, in *sourceInput) (*huma.StreamResponse, error) {
+	run, err := g.run(ctx, in.ID)
+	if err != nil {
+		return nil, g.explain(ctx, err)
+	}
+	switch {
+	case run.Workload != schemas.WorkloadSwarm:
+		return nil, problem(http.StatusUnprocessableEntity, "run %s is of workload %s: only runs of %s have the source's files", run.ID, run.Workload, schemas.WorkloadSwarm)
+	case !run.Ended():
+		return nil, problem(http.StatusConflict, "run %s is %s: the source's files are made of runs that have ended", run.ID, run.State)
+	}
+	if err := g.awaitEvents(ctx, run.ID.String()); err != nil {
+		return nil, g.explain(ctx, err)
+	}
+	name := map[string]string{
+		api.SourceResults: reports.SwarmSourceResults, api.SourceComparison: reports.SwarmSourceComparison, api.SourceSummary: reports.SwarmSourceSummary,
+	}[in.File]
+	query, err := reports.Query(name)
+	if err != nil {
+		return nil, err
+	}
+	format, settings := exportFormats("csv")
+	settings["param_run"] = run.ID.String()
+	// What does not exist is an empty field, as in the files of the source.
+	settings["format_csv_null_representation"] = ""
+	return g.passOn(query+" FORMAT "+format, settings, contentType(format), in.File)
+}
+
+// awaitEvents returns when all events of a run that has ended are stored, or have
+// had the time a report waits for them.
+func (g *Gateway) awaitEvents(ctx context.Context, reference string) error {
+	release, err := g.take(g.heavy, "queries, reports and exports")
+	if err != nil {
+		return err
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(ctx, g.cfg.Settle+reportPatience)
+	defer cancel()
+	conn, err := g.db()
+	if err != nil {
+		return err
+	}
+	in, err := g.input(ctx, reference)
+	if err != nil {
+		return err
+	}
+	_, _, _, err = measure.NewSource(conn).Select(ctx, in)
+	return err
 }

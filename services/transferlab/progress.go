@@ -12,7 +12,6 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/transferlab/transferlab/schemas"
-	"github.com/transferlab/transferlab/services/internal/report"
 )
 
 // progress shows how far a run is: a bar on a terminal, a line now and then

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -42,13 +44,19 @@ func (q *sqlCmd) Run(ctx context.Context, c *cli) error {
 
 type exportCmd struct {
 	runRef
-	Format string   `help:"csv, tsv, json, ndjson, parquet, arrow or native." default:"csv"`
-	Out    string   `help:"File to write; - is standard output." default:"-"`
+	Format string   `help:"csv, tsv, json, ndjson, parquet, arrow or native; of a swarm run also source-csv: the three files of the source experiment." default:"csv"`
+	Out    string   `help:"File to write; - is standard output. With source-csv a directory." default:"-"`
 	Kind   []string `help:"Only events of these kinds, such as request."`
-	View   string   `help:"events, s3_requests, s3_metrics_1m, s3_metrics_1s, probe_packets, netlab_checks or netlab_links." default:"events"`
+	View   string   `help:"events, s3_requests, s3_metrics_1m, s3_metrics_1s, probe_packets, netlab_checks, netlab_links, swarm_transfers, swarm_pieces, swarm_wire, swarm_interfaces, swarm_copies or swarm_seeds; if not given swarm_transfers of a swarm run, else events."`
 }
 
+// sourceCSV is the format that is files of their own.
+const sourceCSV = "source-csv"
+
 func (e *exportCmd) Run(ctx context.Context, c *cli) error {
+	if e.Format == sourceCSV {
+		return e.source(ctx, c)
+	}
 	s, err := c.connect(ctx)
 	if err != nil {
 		return err
@@ -58,28 +66,76 @@ func (e *exportCmd) Run(ctx context.Context, c *cli) error {
 	if e.Out == "-" {
 		return s.Export(ctx, e.runRef.Run, options, os.Stdout)
 	}
-	// Nobody shall take half a file for the whole.
-	temporary := e.Out + ".part"
-	f, err := os.Create(temporary)
+	return writeFiles([]string{e.Out}, func(_ string, w io.Writer) error { return s.Export(ctx, e.runRef.Run, options, w) })
+}
+
+// source writes the files of the source experiment of a swarm run.
+func (e *exportCmd) source(ctx context.Context, c *cli) error {
+	switch {
+	case e.Out == "-" || e.Out == "":
+		return usage("--out: missing, want a directory: --format %s writes %s into it", sourceCSV, strings.Join(api.SourceFiles(), ", "))
+	case len(e.Kind) > 0 || e.View != "":
+		return usage("--kind and --view choose rows of other formats: %s has its own", sourceCSV)
+	}
+	if info, err := os.Stat(e.Out); err == nil && !info.IsDir() {
+		return usage("--out: %s is a file, want a directory", e.Out)
+	}
+	s, err := c.connect(ctx)
 	if err != nil {
+		return err
+	}
+	defer s.close()
+	run, err := s.Run(ctx, e.runRef.Run)
+	if err != nil {
+		return err
+	}
+	if run.Workload != schemas.WorkloadSwarm {
+		return usage("--format %s: run %s is of workload %s, and only runs of %s have these files", sourceCSV, run.ID, run.Workload, schemas.WorkloadSwarm)
+	}
+	if err := os.MkdirAll(e.Out, 0o755); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
-	err = s.Export(ctx, e.runRef.Run, options, f)
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
+	var paths []string
+	for _, name := range api.SourceFiles() {
+		paths = append(paths, filepath.Join(e.Out, name))
 	}
-	if err == nil {
-		err = os.Rename(temporary, e.Out)
+	return writeFiles(paths, func(path string, w io.Writer) error {
+		return s.ExportSource(ctx, run.ID.String(), filepath.Base(path), w)
+	})
+}
+
+// writeFiles writes files under other names and gives them theirs when all are
+// complete: nobody shall take half a file for the whole.
+func writeFiles(paths []string, write func(path string, w io.Writer) error) error {
+	const unfinished = ".part"
+	defer func() {
+		for _, path := range paths {
+			_ = os.Remove(path + unfinished)
+		}
+	}()
+	for _, path := range paths {
+		f, err := os.Create(path + unfinished)
+		if err != nil {
+			return fmt.Errorf("export: %w", err)
+		}
+		err = write(path, f)
+		if closeErr := f.Close(); err == nil {
+			err = closeErr
+		}
+		if err != nil {
+			return fmt.Errorf("export to %s: %w", path, err)
+		}
 	}
-	if err != nil {
-		_ = os.Remove(temporary)
-		return fmt.Errorf("export to %s: %w", e.Out, err)
+	for _, path := range paths {
+		if err := os.Rename(path+unfinished, path); err != nil {
+			return fmt.Errorf("export: %w", err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return fmt.Errorf("export: %w", err)
+		}
+		say("%s: %s", path, humanize.Bytes(uint64(info.Size())))
 	}
-	info, err := os.Stat(e.Out)
-	if err != nil {
-		return fmt.Errorf("export to %s: %w", e.Out, err)
-	}
-	say("%s: %s", e.Out, humanize.Bytes(uint64(info.Size())))
 	return nil
 }
 

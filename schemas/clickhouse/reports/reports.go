@@ -21,6 +21,15 @@ const (
 	Samples    = "samples"     // a sample of operations by cell
 	Placements = "placements"  // which agent acted at which site
 	ProbePaths = "probe_paths" // what was measured between sites
+
+	SwarmCells  = "swarm_cells"  // what was measured of swarms, by cell
+	SwarmPhases = "swarm_phases" // when transfers got how far, by cell
+	SwarmWire   = "swarm_wire"   // what bytes were for, by cell
+
+	// The three files of the source experiment.
+	SwarmSourceResults    = "swarm_source_results"
+	SwarmSourceComparison = "swarm_source_comparison"
+	SwarmSourceSummary    = "swarm_source_summary"
 )
 
 // Query returns the text of a query. Unknown names are a programming error and

@@ -133,6 +133,16 @@ type Integrity struct {
 	Duplicated uint64 `json:"duplicated"`
 }
 
+// Files that the source experiment of the swarm workload wrote.
+const (
+	SourceResults    = "all_leechers_results.csv"            // a row for each leecher and iteration
+	SourceComparison = "leechers_performance_comparison.csv" // for each size and leecher
+	SourceSummary    = "all_leechers_summary.csv"            // for each size
+)
+
+// SourceFiles are their names.
+func SourceFiles() []string { return []string{SourceResults, SourceComparison, SourceSummary} }
+
 // AWS says which account and where. Credentials come from the gateway's own
 // environment, profile or role, never over the API.
 type AWS struct {

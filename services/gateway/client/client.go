@@ -359,7 +359,7 @@ func (c *Client) Compare(ctx context.Context, a, b string, o CompareOptions) (*r
 type ExportOptions struct {
 	Format string   // csv, tsv, json, ndjson, parquet, arrow, native; csv if empty
 	Kinds  []string // of events; all if empty
-	View   string   // a table or view: events if empty
+	View   string   // a table or view; if empty swarm_transfers of a swarm run of which no kinds are asked for, else events
 }
 
 // Export writes the rows of a run. After an error what was written is not
@@ -373,6 +373,12 @@ func (c *Client) Export(ctx context.Context, run string, o ExportOptions, w io.W
 		q.Set("view", o.View)
 	}
 	return c.stream(ctx, http.MethodGet, runPath(run, "/export"), q, nil, w)
+}
+
+// ExportSource writes one of [api.SourceFiles] of a swarm run that has ended. After
+// an error what was written is not complete.
+func (c *Client) ExportSource(ctx context.Context, run, file string, w io.Writer) error {
+	return c.stream(ctx, http.MethodGet, runPath(run, "/export/source/"+url.PathEscape(file)), nil, nil, w)
 }
 
 // SQL writes exactly what ClickHouse answers to a query; format is used where

@@ -55,6 +55,8 @@ const (
 	FirstByte  = "first_byte"
 	Throughput = "throughput"
 	RTT        = "rtt"
+	Transfer   = "transfer"
+	FirstPiece = "first_piece"
 )
 
 // Data is what one run has to say on one metric of one cell: groups of values,
@@ -419,29 +421,34 @@ type metric struct {
 }
 
 func metrics(workload string) []metric {
-	if workload == schemas.WorkloadProbe {
-		return []metric{{
-			RTT, func(t *measure.Trial) (float64, bool) { return float64(t.Service), true },
-			func(s *measure.Sample) (float64, bool) { return float64(s.Service), true },
-		}}
+	corrected := metric{
+		Corrected, func(t *measure.Trial) (float64, bool) { return float64(t.Corrected), true },
+		func(s *measure.Sample) (float64, bool) { return float64(s.Corrected), true },
 	}
-	return []metric{
-		{
-			Corrected, func(t *measure.Trial) (float64, bool) { return float64(t.Corrected), true },
-			func(s *measure.Sample) (float64, bool) { return float64(s.Corrected), true },
-		},
-		{
-			Service, func(t *measure.Trial) (float64, bool) { return float64(t.Service), true },
-			func(s *measure.Sample) (float64, bool) { return float64(s.Service), true },
-		},
-		{
-			FirstByte, func(t *measure.Trial) (float64, bool) { return float64(t.FirstByte), t.Answered > 0 },
-			func(s *measure.Sample) (float64, bool) { return float64(s.FirstByte), s.FirstByte > 0 },
-		},
-		{Throughput, func(t *measure.Trial) (float64, bool) {
-			return float64(t.Bytes) / (float64(t.Elapsed) / 1e9), t.Elapsed > 0
-		}, nil},
+	service := metric{
+		Service, func(t *measure.Trial) (float64, bool) { return float64(t.Service), true },
+		func(s *measure.Sample) (float64, bool) { return float64(s.Service), true },
 	}
+	first := metric{
+		FirstByte, func(t *measure.Trial) (float64, bool) { return float64(t.FirstByte), t.Answered > 0 },
+		func(s *measure.Sample) (float64, bool) { return float64(s.FirstByte), s.FirstByte > 0 },
+	}
+	throughput := metric{Throughput, func(t *measure.Trial) (float64, bool) {
+		return float64(t.Bytes) / (float64(t.Elapsed) / 1e9), t.Elapsed > 0
+	}, nil}
+	switch workload {
+	case schemas.WorkloadProbe:
+		return []metric{service.as(RTT)}
+	case schemas.WorkloadSwarm:
+		return []metric{service.as(Transfer), first.as(FirstPiece)}
+	}
+	return []metric{corrected, service, first, throughput}
+}
+
+// as is the metric under the name that a workload has for it.
+func (m metric) as(name string) metric {
+	m.name = name
+	return m
 }
 
 func testsOf(p pair, a, b *side) []Test {

@@ -218,7 +218,7 @@ type Trial struct {
 	Trial                         uint32
 	Ends                          string // of probes: protocol, source and destination
 	OK, Bytes, Answered           uint64
-	Corrected, Service, FirstByte uint64 // medians, nanoseconds
+	Corrected, Service, FirstByte uint64 // medians, nanoseconds; of transfers FirstByte is the first piece
 	Elapsed                       int64  // nanoseconds
 }
 
@@ -247,7 +247,7 @@ func (s *Source) Trials(ctx context.Context, sel Selection) ([]Trial, error) {
 type Sample struct {
 	Cell, Trial                   uint32
 	Ends                          string // as of [Trial]
-	Corrected, Service, FirstByte uint64 // nanoseconds
+	Corrected, Service, FirstByte uint64 // as of [Trial]
 }
 
 // Samples returns at most about limit requests of each cell, the same at every

@@ -37,10 +37,8 @@ func (s *Source) Report(ctx context.Context, in Input) (*report.Report, error) {
 	if err := b.measure(ctx, s); err != nil {
 		return nil, err
 	}
-	if in.Run.Workload == schemas.WorkloadProbe {
-		if err := b.measurePaths(ctx, s); err != nil {
-			return nil, err
-		}
+	if err := formOf(in.Run.Workload).measure(b, ctx, s); err != nil {
+		return nil, err
 	}
 	b.judge()
 	if r.Versions.ClickHouse, err = s.Version(ctx); err != nil {

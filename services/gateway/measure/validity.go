@@ -176,7 +176,7 @@ func (b *builder) thresholds() {
 			continue
 		}
 		matched := false
-		for _, x := range b.subjects() {
+		for _, x := range formOf(b.in.Run.Workload).subjects(r) {
 			if !matches(x.where, t.Where) {
 				continue
 			}
@@ -202,30 +202,6 @@ func (b *builder) thresholds() {
 			r.Thresholds = append(r.Thresholds, entry)
 		}
 	}
-}
-
-// subject is what a threshold is about: a cell, or a pair of sites in it.
-type subject struct {
-	cell   int
-	where  []report.Value
-	metric func(name string) (float64, bool)
-}
-
-func (b *builder) subjects() []subject {
-	var all []subject
-	r := b.report
-	if b.in.Run.Workload == schemas.WorkloadProbe {
-		for i := range r.Paths {
-			p := &r.Paths[i]
-			all = append(all, subject{cell: p.Cell, where: p.Where(), metric: p.Metric})
-		}
-		return all
-	}
-	for i := range r.Cells {
-		c := &r.Cells[i]
-		all = append(all, subject{cell: c.Index, where: c.Values, metric: c.Metric})
-	}
-	return all
 }
 
 // matches compares values as sizes or time spans where they are: `1000kB` is

@@ -35,8 +35,8 @@ type Compared struct {
 // Difference in one metric of one cell.
 type Difference struct {
 	Values []Value `json:"values"`
-	// Metric is corrected, service, first_byte (lower is better) or
-	// throughput (higher is better).
+	// Metric is corrected, service, first_byte, rtt, transfer, first_piece (lower
+	// is better) or throughput (higher is better).
 	Metric string `json:"metric"`
 	Unit   string `json:"unit"`        // ns or bytes/s
 	Over   string `json:"sample_unit"` // trials or requests: what was resampled

@@ -8,6 +8,12 @@ import (
 // duration prints nanoseconds with three significant digits and the unit that
 // keeps the number between 1 and 1000: 834 ns, 71.3 µs, 4.56 ms, 1.23 s.
 func duration(ns float64) string {
+	number, unit := durationIn(ns, ns)
+	return number + " " + unit
+}
+
+// durationIn prints nanoseconds in the unit that another number of them calls for.
+func durationIn(ns, like float64) (number, unit string) {
 	for _, u := range []struct {
 		factor float64
 		name   string
@@ -16,11 +22,11 @@ func duration(ns float64) string {
 		{1e3, "µs"},
 		{1e6, "ms"},
 	} {
-		if v := ns / u.factor; abs(v) < 999.5 {
-			return digits(v) + " " + u.name
+		if abs(like/u.factor) < 999.5 {
+			return digits(ns / u.factor), u.name
 		}
 	}
-	return digits(ns/1e9) + " s"
+	return digits(ns / 1e9), "s"
 }
 
 // humanBytes prints a number of bytes in powers of 1000.
@@ -64,6 +70,8 @@ func inUnit(v float64, unit string) string {
 		return humanBytes(v) + "/s"
 	case "ratio":
 		return percent(v)
+	case "number":
+		return fmt.Sprintf("%.4f", v)
 	case "requests/s":
 		return digits(v) + "/s"
 	}

@@ -31,7 +31,7 @@ func (r *Report) Write(w io.Writer, format string) error {
 	case FormatJSON:
 		return writeJSON(w, r)
 	case FormatCSV:
-		return r.writeCSV(w)
+		return formOf(r.Run.Workload).csv(r, w)
 	case FormatTable:
 		return r.writeTable(w)
 	}
@@ -61,10 +61,25 @@ func writeJSON(w io.Writer, v any) error {
 // quantileColumns are a latency's figures in the order of every table.
 func quantileColumns() []string { return []string{"p50", "p90", "p99", "p999", "max"} }
 
-func (r *Report) writeCSV(w io.Writer) error {
-	if r.Run.Workload == schemas.WorkloadProbe {
-		return r.writeProbeCSV(w)
+// form is how a workload's figures are shown.
+type form struct {
+	tables func(*Report, *page)
+	csv    func(*Report, io.Writer) error
+	// definitions are those beside and instead of the general ones.
+	definitions func() map[string]string
+}
+
+func formOf(workload string) form {
+	switch workload {
+	case schemas.WorkloadProbe:
+		return form{(*Report).probeTables, (*Report).writeProbeCSV, probeDefinitions}
+	case schemas.WorkloadSwarm:
+		return form{(*Report).swarmTables, (*Report).writeSwarmCSV, swarmDefinitions}
 	}
+	return form{(*Report).loadTables, (*Report).writeLoadCSV, func() map[string]string { return nil }}
+}
+
+func (r *Report) writeLoadCSV(w io.Writer) error {
 	columns := []string{"trials_planned", "trials", "clients", "requests", "ok", "errors", "error_rate", "bytes", "elapsed_ns", "bytes_per_s", "requests_per_s"}
 	columns = append(columns, quantileHeader("corrected", "service", "first_byte", "wait")...)
 	columns = append(columns, "dispatch_lag_p50_ns", "dispatch_lag_p99_ns", "dispatch_lag_max_ns", "statuses")
@@ -247,12 +262,11 @@ func (r *Report) writeTable(w io.Writer) error {
 	p.field("events", "%d recorded, %d stored, %d lost, %d duplicated; %s: %d issued, %d stored%s",
 		a.Recorded, a.Stored, a.Lost, a.Duplicated, schemas.OperationsOf(r.Run.Workload), a.Issued, a.Requests, settled)
 	r.networkLine(p)
-	p.line("")
-	if r.Run.Workload == schemas.WorkloadProbe {
-		r.probeTables(p)
-	} else {
-		r.tables(p)
+	for _, note := range r.Notes {
+		p.field("note", "%s", note)
 	}
+	p.line("")
+	formOf(r.Run.Workload).tables(r, p)
 	r.thresholdTable(p)
 	return p.err
 }
@@ -275,7 +289,7 @@ func verdictText(verdict, state string) string {
 	return verdict
 }
 
-func (r *Report) tables(p *page) {
+func (r *Report) loadTables(p *page) {
 	var load, latency []table.Row
 	left, header := 1, table.Row{"cell"}
 	failing := slices.ContainsFunc(r.Cells, func(c Cell) bool { return c.Errors > 0 })

@@ -21,8 +21,10 @@ type Report struct {
 	Generated time.Time `json:"generated"`
 	// Verdict is held, missed or invalid; running as long as the run has not
 	// ended.
-	Verdict    string      `json:"verdict"`
-	Validity   Validity    `json:"validity"`
+	Verdict  string   `json:"verdict"`
+	Validity Validity `json:"validity"`
+	// Notes are what a reader should know that makes no figure wrong.
+	Notes      []string    `json:"notes,omitempty"`
 	Versions   Versions    `json:"versions"`
 	Machine    Machine     `json:"machine"`
 	Agents     []Agent     `json:"agents"`
@@ -35,6 +37,8 @@ type Report struct {
 	// Paths and Ratios are of the probe workload.
 	Paths  []Path  `json:"paths,omitempty"`
 	Ratios []Ratio `json:"ratios,omitempty"`
+	// Swarm is of the swarm workload: one for each cell.
+	Swarm []SwarmCell `json:"swarm,omitempty"`
 	// Network is what was measured of a network made for the run.
 	Network     []schemas.PlaceCheck `json:"network,omitempty"`
 	Thresholds  []Threshold          `json:"thresholds"`
@@ -268,7 +272,7 @@ type Threshold struct {
 	// Observed is null when the cell has no such figure; then the threshold is
 	// missed.
 	Observed *float64 `json:"observed"`
-	Unit     string   `json:"unit"` // ns, bytes/s, requests/s or ratio
+	Unit     string   `json:"unit"` // ns, bytes/s, requests/s, ratio (a share) or number
 	Held     bool     `json:"held"`
 	Text     string   `json:"text"`
 }
@@ -276,8 +280,10 @@ type Threshold struct {
 // UnitOf is the unit of a threshold's metric.
 func UnitOf(metric string) string {
 	switch metric {
-	case "error_rate", "loss", "duplicated", "reordered":
+	case "error_rate", "loss", "duplicated", "reordered", "copy_efficiency", "bound_efficiency", "unattributed":
 		return "ratio"
+	case "ratio", "spread":
+		return "number"
 	case "requests_per_s":
 		return "requests/s"
 	case "bytes_per_s":
@@ -301,8 +307,6 @@ func Definitions(workload string) map[string]string {
 		"error_rate":     "requests that did not succeed / all requests",
 		"attempts":       "only the last attempt of each trial counts",
 	}
-	if workload == schemas.WorkloadProbe {
-		maps.Copy(definitions, probeDefinitions())
-	}
+	maps.Copy(definitions, formOf(workload).definitions())
 	return definitions
 }

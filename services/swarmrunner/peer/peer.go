@@ -175,12 +175,13 @@ func New(o Options) (*Peer, error) {
 }
 
 // limiter of bytes a second, nil for no limit. What it lets through at once is
-// little, so that a limited peer sends evenly.
+// little, so that a limited peer sends evenly: what comes due in 20 ms, by which
+// a busy machine may wake it late.
 func limiter(perSecond int64) *rate.Limiter {
 	if perSecond <= 0 {
 		return nil
 	}
-	return rate.NewLimiter(rate.Limit(perSecond), 2*wire.BlockSize)
+	return rate.NewLimiter(rate.Limit(perSecond), max(2*wire.BlockSize, int(perSecond/50)))
 }
 
 // Start begins: others are let in, the tracker is told, those it names are

@@ -65,7 +65,7 @@ const (
 
 // leastInFlight is what is asked of all others together at least: few pieces, so
 // that which piece is asked of whom is decided late.
-func (p *Peer) leastInFlight() int64 { return max(6*p.t.PieceLength, 64<<10) }
+func (p *Peer) leastInFlight() int64 { return max(12*p.t.PieceLength, 64<<10) }
 
 // leastWindow is what is asked of one other at least: the next piece before the
 // last one is there.
@@ -181,8 +181,8 @@ func (p *Peer) askFor(c *conn, i int) {
 // Bounds on how long a piece may stand still before another is asked for it
 // too. Asking twice costs bytes: it is for others that are stuck.
 const (
-	rescueLeast  = 250 * time.Millisecond
-	rescueFactor = 4
+	rescueLeast  = 200 * time.Millisecond
+	rescueFactor = 1.5
 )
 
 // rescue asks others for pieces that do not come; p.mu is held.
@@ -191,7 +191,7 @@ func (p *Peer) rescue(now time.Time) {
 		return
 	}
 	p.ask(nil)
-	patience := max(rescueLeast, rescueFactor*p.verify)
+	patience := max(rescueLeast, time.Duration(rescueFactor*float64(p.verify)))
 	for i := range p.pieces {
 		pc := &p.pieces[i]
 		if pc.state != active || pc.solo || len(pc.owners) == 0 || now.Sub(pc.last) < patience {
