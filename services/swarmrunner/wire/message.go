@@ -183,7 +183,7 @@ func PutPieceHeader(b []byte, index, begin uint32, n int) {
 	binary.BigEndian.PutUint32(b[9:], begin)
 }
 
-// PieceHeader reads them back; ok says that it is a piece message.
+// ParsePieceHeader reads them back; ok says that it is a piece message.
 func ParsePieceHeader(b []byte) (index, begin uint32, n int, ok bool) {
 	length := binary.BigEndian.Uint32(b)
 	if b[4] != IDPiece || length < 9 {
