@@ -101,15 +101,13 @@ func (p *Peer) call(to netip.AddrPort) (*conn, error) {
 		c.encrypted(overhead)
 		switch {
 		case errors.Is(err, transport.ErrRedialPlain):
-			_ = nc.Close()
-			p.keep(c)
+			p.bury(c)
 			if nc, err = p.opt.Dial(ctx, to); err != nil {
 				return nil, fmt.Errorf("dial %s: %w", to, err)
 			}
 			c = newConn(p, nc, true)
 		case err != nil:
-			_ = nc.Close()
-			p.keep(c)
+			p.bury(c)
 			return nil, fmt.Errorf("agree on encryption with %s: %w", to, err)
 		default:
 			c.c = secured
@@ -123,8 +121,7 @@ func (p *Peer) call(to netip.AddrPort) (*conn, error) {
 		return c.readHello()
 	})
 	if err != nil {
-		_ = nc.Close()
-		p.keep(c)
+		p.bury(c)
 		return nil, err
 	}
 	return c, nil
@@ -139,8 +136,7 @@ func (p *Peer) welcome(nc net.Conn) {
 		secured, overhead, err := p.opt.Secure(ctx, nc, false)
 		c.encrypted(overhead)
 		if err != nil {
-			_ = nc.Close()
-			p.keep(c)
+			p.bury(c)
 			return
 		}
 		c.c = secured
@@ -156,8 +152,7 @@ func (p *Peer) welcome(nc net.Conn) {
 		return nil
 	})
 	if err != nil {
-		_ = nc.Close()
-		p.keep(c)
+		p.bury(c)
 		return
 	}
 	// Its end concerns nobody: the other may come again.
@@ -310,8 +305,7 @@ func (c *conn) shut(abort bool) {
 func (c *conn) run() error {
 	p := c.p
 	if err := c.enter(); err != nil {
-		_ = c.c.Close()
-		p.keep(c)
+		p.bury(c)
 		return err
 	}
 	// The end of the peer may have come while it was not one of its connections.
@@ -326,23 +320,23 @@ func (c *conn) run() error {
 	c.wake.Signal()
 	p.drop(c)
 	p.mu.Unlock()
-	sockets, known := transport.StatsOf(c.c)
 	_ = c.c.Close()
 	writing.Wait()
-	p.mu.Lock()
-	if known {
-		p.report.Sockets.Add(sockets)
-	}
-	p.mu.Unlock()
-	p.keep(c)
+	p.bury(c)
 	return err
 }
 
-// keep enters what a connection has carried in the peer's ledger.
-func (p *Peer) keep(c *conn) {
+// bury closes a connection and enters what it has carried in the peer's books.
+func (p *Peer) bury(c *conn) {
+	_ = c.c.Close()
+	// Of a connection that is closed these are the figures at its end.
+	sockets, known := transport.StatsOf(c.c)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.report.Wire.Add(&c.ledger)
+	if known {
+		p.report.Sockets.Add(sockets)
+	}
 }
 
 // drop takes a connection out of the peer's; p.mu is held.
