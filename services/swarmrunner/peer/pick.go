@@ -179,10 +179,14 @@ func (p *Peer) askFor(c *conn, i int) {
 }
 
 // Bounds on how long a piece may stand still before another is asked for it
-// too. Asking twice costs bytes: it is for others that are stuck.
+// too. Asking twice costs bytes, and where everything is slow because there is
+// much of it it makes everything slower: before the end it is for others that
+// are stuck; at the end, with nothing else to ask for, for what is late.
 const (
-	rescueLeast  = 200 * time.Millisecond
-	rescueFactor = 1.5
+	stuckLeast  = 2 * time.Second
+	stuckFactor = 8
+	lateLeast   = 200 * time.Millisecond
+	lateFactor  = 1.5
 )
 
 // rescue asks others for pieces that do not come; p.mu is held.
@@ -191,7 +195,10 @@ func (p *Peer) rescue(now time.Time) {
 		return
 	}
 	p.ask(nil)
-	patience := max(rescueLeast, time.Duration(rescueFactor*float64(p.verify)))
+	patience := max(stuckLeast, stuckFactor*p.verify)
+	if p.unpicked == 0 {
+		patience = max(lateLeast, time.Duration(lateFactor*float64(p.verify)))
+	}
 	for i := range p.pieces {
 		pc := &p.pieces[i]
 		if pc.state != active || pc.solo || len(pc.owners) == 0 || now.Sub(pc.last) < patience {
@@ -199,11 +206,12 @@ func (p *Peer) rescue(now time.Time) {
 		}
 		var second *conn
 		for _, c := range p.conns {
-			if !c.choked && c.bits.Has(i) && !slices.Contains(pc.owners, c) && (second == nil || c.inFlight < second.inFlight) {
+			if !c.choked && c.inFlight == 0 && c.bits.Has(i) && !slices.Contains(pc.owners, c) {
 				second = c
+				break
 			}
 		}
-		if second != nil && len(pc.owners) < 3 {
+		if second != nil && len(pc.owners) < 2 {
 			p.askFor(second, i)
 		}
 	}
