@@ -4,43 +4,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"time"
-
-	"github.com/transferlab/transferlab/bench/internal/figures"
 )
-
-// row is one measurement.
-type row struct {
-	name   string // Benchmark… with its parameters
-	n      int    // probes
-	values []value
-}
-
-type value struct {
-	v    float64
-	unit string
-}
-
-func (b *bench) add(tool string, n int, values ...value) {
-	name := "Benchmark" + strings.ToUpper(b.scenario[:1]) + b.scenario[1:] + "/tool=" + strings.ReplaceAll(tool, " ", "_")
-	b.rows = append(b.rows, row{name, n, values})
-}
-
-// writeRaw writes one line for each measurement, as benchstat reads them.
-func writeRaw(path string, conditions []figures.Condition, rows []row) error {
-	var lines []string
-	for _, r := range rows {
-		line := fmt.Sprintf("%s %d", r.name, r.n)
-		for _, v := range r.values {
-			if !math.IsNaN(v.v) && !math.IsInf(v.v, 0) {
-				line += fmt.Sprintf(" %.6g %s", v.v, v.unit)
-			}
-		}
-		lines = append(lines, line)
-	}
-	return figures.Write(path, conditions, lines)
-}
 
 // samples are round trips of the probes that were answered.
 type samples struct {

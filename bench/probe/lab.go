@@ -1,14 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -20,7 +16,6 @@ import (
 // rig is a lab and the probers beside it.
 type rig struct {
 	*lab.Lab
-	dir  string
 	conn *bus.Conn
 }
 
@@ -29,7 +24,7 @@ func startRig(ctx context.Context, dir, binary string) (_ *rig, err error) {
 		return nil, err
 	}
 	say("starting the lab")
-	l := &rig{dir: dir}
+	l := &rig{}
 	if l.Lab, err = lab.Start(ctx, dir, binary); err != nil {
 		return nil, err
 	}
@@ -67,70 +62,32 @@ probe:
 `, name, site, strings.Join(targets, `", "`), interval, count)
 }
 
-// outcome is what a run's report says, as far as it is wanted here.
-type outcome struct {
-	Run struct {
-		ID    string `json:"id"`
-		State string `json:"state"`
-	} `json:"run"`
-	Verdict  string `json:"verdict"`
-	Validity struct {
-		Valid   bool `json:"valid"`
-		Reasons []struct {
-			Code string `json:"code"`
-			Text string `json:"text"`
-		} `json:"reasons"`
-	} `json:"validity"`
-	Agents []struct {
-		Name string `json:"name"`
-	} `json:"agents"`
-	Accounting struct {
-		Lost       uint64 `json:"events_lost"`
-		Duplicated uint64 `json:"events_duplicated"`
-		Settled    bool   `json:"settled"`
-	} `json:"accounting"`
-}
-
 // cost is what a prober took for a run: from before it was submitted until its
 // rows were stored.
 type cost struct {
 	prober, lab time.Duration
-	memory      memory // of the prober, since its start
+	memory      lab.Memory // of the prober, since its start
 }
 
 // run has an experiment done.
-func (l *rig) run(ctx context.Context, prober *lab.Process, text string) (*outcome, *cost, error) {
-	path := filepath.Join(l.dir, "experiment.yaml")
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		return nil, nil, fmt.Errorf("write the experiment: %w", err)
-	}
+func (l *rig) run(ctx context.Context, prober *lab.Process, text string) (*lab.Outcome, *cost, error) {
 	before, beforeLab, err := l.times(prober)
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
-	defer cancel()
-	var out, complaints bytes.Buffer
-	cmd := exec.CommandContext(ctx, l.Binary, "--dir", l.Dir, "run", "--json", path)
-	cmd.Stdout, cmd.Stderr = &out, &complaints
-	// The exit code tells the verdict; a report is there in any case.
-	ended := cmd.Run()
-	var o outcome
-	if err := json.Unmarshal(out.Bytes(), &o); err != nil || o.Run.ID == "" {
-		return nil, nil, fmt.Errorf("run an experiment: %w\n%s", errors.Join(ended, err), complaints.String())
-	}
-	if o.Run.State != "done" {
-		return nil, nil, fmt.Errorf("run %s ended %s\n%s", o.Run.ID, o.Run.State, complaints.String())
+	o, err := l.Run(ctx, text)
+	if err != nil {
+		return nil, nil, err
 	}
 	after, afterLab, err := l.times(prober)
 	if err != nil {
 		return nil, nil, err
 	}
-	mem, err := memoryOf(prober.PID())
+	mem, err := lab.MemoryOf(prober.PID())
 	if err != nil {
 		return nil, nil, err
 	}
-	return &o, &cost{prober: after - before, lab: afterLab - beforeLab, memory: mem}, nil
+	return o, &cost{prober: after - before, lab: afterLab - beforeLab, memory: mem}, nil
 }
 
 func (l *rig) times(prober *lab.Process) (own, rest time.Duration, err error) {
@@ -156,7 +113,7 @@ type stored struct {
 // all rows.
 func (l *rig) stored(ctx context.Context, run string) (*stored, error) {
 	var s stored
-	row, err := l.sql(ctx, `
+	row, err := l.row(ctx, `
 WITH arraySort(groupArrayIf(assumeNotNull(rtt_ns), isNotNull(rtt_ns))) AS sorted,
      toUnixTimestamp64Nano(ts) + wait_ns AS sent
 SELECT count(), countIf(status = 'ok'), sum(duplicates),
@@ -172,13 +129,13 @@ FROM probe_packets WHERE run = '`+run+`' AND final`, 7)
 	if err := numbers(row[:6], &s.rows, &s.answered, &s.duplicates, &s.p50, &s.p99, &s.rate); err != nil {
 		return nil, err
 	}
-	if row, err = l.sql(ctx, "SELECT sum(issued), max(lag_p99_ns) FROM tasks WHERE run = '"+run+"' AND final", 2); err != nil {
+	if row, err = l.row(ctx, "SELECT sum(issued), max(lag_p99_ns) FROM tasks WHERE run = '"+run+"' AND final", 2); err != nil {
 		return nil, err
 	}
 	if err := numbers(row, &s.issued, &s.lagP99); err != nil {
 		return nil, err
 	}
-	if row, err = l.sql(ctx, "SELECT sum(lost), sum(duplicated) FROM integrity WHERE producer IN (SELECT producer FROM tasks WHERE run = '"+run+"')", 2); err != nil {
+	if row, err = l.row(ctx, "SELECT sum(lost), sum(duplicated) FROM integrity WHERE producer IN (SELECT producer FROM tasks WHERE run = '"+run+"')", 2); err != nil {
 		return nil, err
 	}
 	if err := numbers(row, &s.lost, &s.repeated); err != nil {
@@ -203,21 +160,16 @@ func numbers(fields []string, into ...any) error {
 	return nil
 }
 
-// sql asks for one row of so many columns.
-func (l *rig) sql(ctx context.Context, query string, columns int) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	var out, complaints bytes.Buffer
-	cmd := exec.CommandContext(ctx, l.Binary, "--dir", l.Dir, "sql", query+" FORMAT TSV")
-	cmd.Stdout, cmd.Stderr = &out, &complaints
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("ask the database: %w: %s", err, complaints.String())
+// row asks for one row of so many columns.
+func (l *rig) row(ctx context.Context, query string, columns int) ([]string, error) {
+	rows, err := l.SQL(ctx, query)
+	if err != nil {
+		return nil, err
 	}
-	fields := strings.Split(strings.TrimRight(out.String(), "\n"), "\t")
-	if len(fields) != columns {
-		return nil, fmt.Errorf("ask the database: answer %q, want %d columns", out.String(), columns)
+	if len(rows) != 1 || len(rows[0]) != columns {
+		return nil, fmt.Errorf("ask the database: answer %q, want a row of %d columns", rows, columns)
 	}
-	return fields, nil
+	return rows[0], nil
 }
 
 // complete reports whether every probe that was issued is a row, once.

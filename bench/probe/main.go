@@ -82,11 +82,8 @@ func scenarios() []scenario {
 // bench is what the scenarios share.
 type bench struct {
 	*options
-	lab      *rig
-	w        io.Writer
-	scenario string // under way
-	rows     []row  // of it
-	notes    []figures.Condition
+	figures.Sheet // of the scenario under way
+	lab           *rig
 }
 
 func (o *options) validate() error {
@@ -130,7 +127,7 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
 
-	b := &bench{options: o, lab: l, w: w}
+	b := &bench{options: o, lab: l}
 	fixed := append(machine(), figures.Condition{Name: "transferlab", Value: l.Version(ctx)})
 	fixed = append(fixed, peerVersions(ctx, o)...)
 	for _, c := range fixed {
@@ -142,10 +139,10 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 		if !slices.Contains(strings.Split(o.scenarios, ","), s.name) {
 			continue
 		}
-		b.scenario, b.rows, b.notes = s.name, nil, []figures.Condition{
+		b.Sheet = figures.Sheet{W: w, Scenario: s.name, Notes: []figures.Condition{
 			{Name: s.name + "-began", Value: time.Now().UTC().Format(time.RFC3339)},
 			{Name: s.name + "-load-before", Value: figures.Load()},
-		}
+		}}
 		say("%s", s.name)
 		fmt.Fprintf(w, "\n== %s\n", s.name)
 		if err := s.run(ctx, b); err != nil {
@@ -154,18 +151,18 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 				break
 			}
 			fmt.Fprintf(w, "failed: %v\n", err)
-			b.note("failed", strings.ReplaceAll(err.Error(), "\n", " "))
+			b.Note("failed", err.Error())
 		}
-		b.notes = append(b.notes, figures.Condition{Name: s.name + "-load-after", Value: figures.Load()})
-		fmt.Fprintf(w, "load average before: %s, after: %s\n", b.notes[1].Value, figures.Load())
-		all = append(all, b.notes...)
+		b.Notes = append(b.Notes, figures.Condition{Name: s.name + "-load-after", Value: figures.Load()})
+		fmt.Fprintf(w, "load average before: %s, after: %s\n", b.Notes[1].Value, figures.Load())
+		all = append(all, b.Notes...)
 		if o.out == "" {
 			continue
 		}
-		if err := writeRaw(filepath.Join(o.out, s.name+".txt"), append(slices.Clone(fixed), b.notes...), b.rows); err != nil {
+		if err := figures.WriteRows(filepath.Join(o.out, s.name+".txt"), append(slices.Clone(fixed), b.Notes...), b.Rows); err != nil {
 			return err
 		}
-		if err := writeRaw(filepath.Join(o.out, "conditions.txt"), all, nil); err != nil {
+		if err := figures.WriteRows(filepath.Join(o.out, "conditions.txt"), all, nil); err != nil {
 			return err
 		}
 	}
@@ -173,26 +170,3 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 }
 
 func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-
-// goal prints whether something that is aimed at was reached.
-func (b *bench) goal(reached bool, format string, args ...any) {
-	word := "reached"
-	if !reached {
-		word = "MISSED"
-	}
-	text := fmt.Sprintf(format, args...)
-	fmt.Fprintf(b.w, "goal %s: %s\n", word, text)
-	b.note("goal", word+": "+text)
-}
-
-// note is a condition of the scenario under way.
-func (b *bench) note(name, value string) {
-	name = b.scenario + "-" + name
-	n := 1
-	for _, c := range b.notes {
-		if strings.HasPrefix(c.Name, name+"-") {
-			n++
-		}
-	}
-	b.notes = append(b.notes, figures.Condition{Name: fmt.Sprintf("%s-%d", name, n), Value: value})
-}

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -147,24 +145,6 @@ func TestPlanned(t *testing.T) {
 	}
 	if _, err := planned([]byte(experiment("other", "local", []string{"icmp://127.0.0.1"}, time.Second, 3))); err == nil {
 		t.Error("no error without a mesh")
-	}
-}
-
-func TestRaw(t *testing.T) {
-	b := bench{scenario: "load"}
-	b.note("goal", "reached: a")
-	b.note("goal", "MISSED: b")
-	b.add("fping -i 0", 500, value{1234.5, "p50-ns"}, value{math.NaN(), "p99-ns"})
-	path := filepath.Join(t.TempDir(), "raw")
-	if err := writeRaw(path, b.notes, b.rows); err != nil {
-		t.Fatal(err)
-	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := "load-goal-1: reached: a\nload-goal-2: MISSED: b\n\nBenchmarkLoad/tool=fping_-i_0 500 1234.5 p50-ns\n"; string(raw) != want {
-		t.Errorf("%s", raw)
 	}
 }
 

@@ -129,8 +129,8 @@ func watchPeak(pid int, ended <-chan struct{}, peak chan<- int64) {
 	most := int64(0)
 	defer func() { peak <- most }()
 	for {
-		if m, err := memoryOf(pid); err == nil {
-			most = max(most, m.peak)
+		if m, err := lab.MemoryOf(pid); err == nil {
+			most = max(most, m.Peak)
 		}
 		select {
 		case <-ended:
@@ -256,8 +256,8 @@ func runCloudprober(ctx context.Context, program, dir string, probes int, target
 		if err != nil {
 			return cloudproberRun{}, err
 		}
-		mem, err := memoryOf(p.PID())
-		return cloudproberRun{c, 0, cpu, mem.peak}, err
+		mem, err := lab.MemoryOf(p.PID())
+		return cloudproberRun{c, 0, cpu, mem.Peak}, err
 	}
 	// Counters move once a second: both accounts are taken just after they did.
 	moved := func(least float64) (cloudproberRun, time.Time, error) {

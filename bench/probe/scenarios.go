@@ -9,11 +9,11 @@ import (
 	"os/exec"
 	"slices"
 	"strconv"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/transferlab/transferlab/bench/internal/figures"
+	"github.com/transferlab/transferlab/bench/internal/lab"
 	"github.com/transferlab/transferlab/schemas"
 )
 
@@ -44,18 +44,24 @@ func ofSamples(s samples, u usage) measured {
 func ofStored(s *stored, c *cost) measured {
 	return measured{
 		sent: int(s.rows), answered: int(s.answered), p50: s.p50, p99: s.p99, rate: s.rate,
-		cpu: c.prober, elapsed: time.Duration(float64(s.rows) / s.rate * 1e9), peak: c.memory.peak,
+		cpu: c.prober, elapsed: time.Duration(float64(s.rows) / s.rate * 1e9), peak: c.memory.Peak,
 	}
 }
 
 func (b *bench) record(tool string, m measured) {
-	values := []value{{m.rate, "probes/s"}, {float64(m.sent - m.answered), "unanswered"}, {m.perProbe(), "cpu-ns/probe"}, {m.cores(), "cores"}, {float64(m.peak), "peak-bytes"}}
-	for _, q := range []value{{m.p50, "p50-ns"}, {m.p99, "p99-ns"}} {
-		if q.v >= 0 {
+	values := []figures.Value{
+		{V: m.rate, Unit: "probes/s"},
+		{V: float64(m.sent - m.answered), Unit: "unanswered"},
+		{V: m.perProbe(), Unit: "cpu-ns/probe"},
+		{V: m.cores(), Unit: "cores"},
+		{V: float64(m.peak), Unit: "peak-bytes"},
+	}
+	for _, q := range []figures.Value{{V: m.p50, Unit: "p50-ns"}, {V: m.p99, Unit: "p99-ns"}} {
+		if q.V >= 0 {
 			values = append(values, q)
 		}
 	}
-	b.add(tool, m.sent, values...)
+	b.Add(tool, m.sent, values)
 }
 
 const oneTarget = "127.0.0.1"
@@ -83,7 +89,7 @@ func measureRTT(ctx context.Context, b *bench) error {
 			complete = complete && s.complete(b.probes)
 			stamps = s.stamps
 			if !o.Validity.Valid {
-				b.note("invalid", fmt.Sprint(o.Validity.Reasons))
+				b.Note("invalid", fmt.Sprint(o.Validity.Reasons))
 			}
 			return ofStored(s, c), nil
 		},
@@ -110,8 +116,8 @@ func measureRTT(ctx context.Context, b *bench) error {
 			b.record(tool, m)
 		}
 	}
-	fmt.Fprintf(b.w, "ICMP echo to %s, 56 bytes, every %s, %d probes each in every round; medians of %d rounds (least to most)\n", oneTarget, interval, b.probes, b.rounds)
-	t := tabwriter.NewWriter(b.w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(b.W, "ICMP echo to %s, 56 bytes, every %s, %d probes each in every round; medians of %d rounds (least to most)\n", oneTarget, interval, b.probes, b.rounds)
+	t := tabwriter.NewWriter(b.W, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "tool\tp50 µs\t\tp99 µs\t\tours/it p50\tours/it p99\tn\tunanswered\tCPU µs/probe\t")
 	ours := results[toolOurs]
 	for _, tool := range tools {
@@ -123,18 +129,18 @@ func measureRTT(ctx context.Context, b *bench) error {
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
-	fmt.Fprintf(b.w, "percentiles: nearest rank, of each round's samples; fping and ping print steps of 1 µs and read the time of sending themselves, before the system call; stamps of ours: %s (kernel: when the packet left and when it came)\n", stamps)
-	fmt.Fprintln(b.w, "CPU of ours is of the whole run, with its preparation and the publishing of every row")
+	fmt.Fprintf(b.W, "percentiles: nearest rank, of each round's samples; fping and ping print steps of 1 µs and read the time of sending themselves, before the system call; stamps of ours: %s (kernel: when the packet left and when it came)\n", stamps)
+	fmt.Fprintln(b.W, "CPU of ours is of the whole run, with its preparation and the publishing of every row")
 	for _, tool := range tools {
 		if tool == toolOurs {
 			continue
 		}
 		ms := results[tool]
 		d50, d99 := figures.Median(ours, p50)-figures.Median(ms, p50), figures.Median(ours, p99)-figures.Median(ms, p99)
-		b.goal(d50 <= 5000, "our median at most 5 µs above that of %s: %+.2f µs", tool, d50/1e3)
-		b.goal(d99 < 0, "our p99 below that of %s: %+.2f µs", tool, d99/1e3)
+		b.Goal(d50 <= 5000, "our median at most 5 µs above that of %s: %+.2f µs", tool, d50/1e3)
+		b.Goal(d99 < 0, "our p99 below that of %s: %+.2f µs", tool, d99/1e3)
 	}
-	b.goal(complete, "every probe of ours is a row, once")
+	b.Goal(complete, "every probe of ours is a row, once")
 	return nil
 }
 
@@ -144,7 +150,7 @@ func (b *bench) present(ctx context.Context, tools []string) []string {
 		if tool == toolOurs || b.version(ctx, tool) != "" {
 			return false
 		}
-		fmt.Fprintf(b.w, "without %s: %s\n", tool, b.missing(tool))
+		fmt.Fprintf(b.W, "without %s: %s\n", tool, b.missing(tool))
 		return true
 	})
 }
@@ -176,7 +182,7 @@ func measureLoad(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer func() { _ = prober.Stop() }()
-	idle, err := memoryOf(prober.PID())
+	idle, err := lab.MemoryOf(prober.PID())
 	if err != nil {
 		return err
 	}
@@ -231,7 +237,7 @@ func measureLoad(ctx context.Context, b *bench) error {
 			if err != nil {
 				return measured{}, "", "", err
 			}
-			fmt.Fprintf(b.w, "rows: sent %d, issued %d, stored %d, gaps %d, twice %d, run %s %s\n", paths*count, s.issued, s.rows, s.lost, s.repeated, o.Verdict, reasons(o))
+			fmt.Fprintf(b.W, "rows: sent %d, issued %d, stored %d, gaps %d, twice %d, run %s %s\n", paths*count, s.issued, s.rows, s.lost, s.repeated, o.Verdict, o.Reasons())
 			complete = complete && s.complete(paths*count)
 			last = c.memory
 			m := ofStored(s, c)
@@ -258,8 +264,8 @@ func measureLoad(ctx context.Context, b *bench) error {
 			say("  round %d of %d: %s", round+1, b.loadRounds, c.name)
 			m, low, high, err := c.run()
 			if err != nil && c.tool != toolOurs && ctx.Err() == nil {
-				fmt.Fprintf(b.w, "without %s, which fails: %v\n", c.name, err)
-				b.note("failed", c.name+": "+strings.ReplaceAll(err.Error(), "\n", " "))
+				fmt.Fprintf(b.W, "without %s, which fails: %v\n", c.name, err)
+				b.Note("failed", c.name+": "+err.Error())
 				failed[c.name] = true
 				continue
 			}
@@ -271,8 +277,8 @@ func measureLoad(ctx context.Context, b *bench) error {
 			b.record(c.name, m)
 		}
 	}
-	fmt.Fprintf(b.w, "%d targets, ICMP echo, 56 bytes, every %s, for %s; medians of %d rounds\n", paths, interval, b.loadDuration, b.loadRounds)
-	t := tabwriter.NewWriter(b.w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(b.W, "%d targets, ICMP echo, 56 bytes, every %s, for %s; medians of %d rounds\n", paths, interval, b.loadDuration, b.loadRounds)
+	t := tabwriter.NewWriter(b.W, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "tool\tprobes/s\tCPU cores\tCPU µs/probe\tours/it\tpeak MB\tours/it\tp50 µs\tp99 µs\tn\tunanswered\t")
 	peak := func(m measured) float64 { return float64(m.peak) }
 	rate := func(m measured) float64 { return m.rate }
@@ -294,26 +300,18 @@ func measureLoad(ctx context.Context, b *bench) error {
 		return fmt.Errorf("print: %w", err)
 	}
 	self := func(v float64) float64 { return v }
-	fmt.Fprintf(b.w, "ours: the prober alone, which spreads its probes evenly and publishes each; the lab that stores them took %.2f cores; dispatch lag p99 %s µs\n", figures.Median(storing, self), micro(figures.Median(lags, self)))
+	fmt.Fprintf(b.W, "ours: the prober alone, which spreads its probes evenly and publishes each; the lab that stores them took %.2f cores; dispatch lag p99 %s µs\n", figures.Median(storing, self), micro(figures.Median(lags, self)))
 	text := fmt.Sprintf("memory of the prober: peak %.1f MB before the first run, %.1f MB in the end; resident in the end: its own %.1f MB, of the program's file %.1f MB",
-		float64(idle.peak)/1e6, float64(last.peak)/1e6, float64(last.anon)/1e6, float64(last.file)/1e6)
-	fmt.Fprintln(b.w, text)
-	b.note("memory", text)
-	fmt.Fprintf(b.w, "fping: %d processes that share the targets, since one runs out of sequence numbers; -i 0 sends bursts of all targets, -i 0.1 spreads them. Memory is the sum. It stores nothing\n", processes)
-	fmt.Fprintf(b.w, "cloudprober sleeps 1 ms after each packet of a probe: x1 is all that one probe can do, x%d so many of them in one process (ping sockets: %t); it keeps counters and buckets, no single probe\n", crowd, pingSockets())
-	b.goal(complete, "every probe is a row, once: 0 lost by us")
-	b.goal(figures.Median(ours, rate) >= 9900, "10,000 probes/s: %.0f", figures.Median(ours, rate))
-	b.goal(figures.Median(ours, measured.cores) < 1, "below one core: %.3f", figures.Median(ours, measured.cores))
-	b.goal(figures.Median(ours, peak) < 64e6, "below 64 MB resident: %.1f MB", figures.Median(ours, peak)/1e6)
+		float64(idle.Peak)/1e6, float64(last.Peak)/1e6, float64(last.Anon)/1e6, float64(last.File)/1e6)
+	fmt.Fprintln(b.W, text)
+	b.Note("memory", text)
+	fmt.Fprintf(b.W, "fping: %d processes that share the targets, since one runs out of sequence numbers; -i 0 sends bursts of all targets, -i 0.1 spreads them. Memory is the sum. It stores nothing\n", processes)
+	fmt.Fprintf(b.W, "cloudprober sleeps 1 ms after each packet of a probe: x1 is all that one probe can do, x%d so many of them in one process (ping sockets: %t); it keeps counters and buckets, no single probe\n", crowd, pingSockets())
+	b.Goal(complete, "every probe is a row, once: 0 lost by us")
+	b.Goal(figures.Median(ours, rate) >= 9900, "10,000 probes/s: %.0f", figures.Median(ours, rate))
+	b.Goal(figures.Median(ours, measured.cores) < 1, "below one core: %.3f", figures.Median(ours, measured.cores))
+	b.Goal(figures.Median(ours, peak) < 64e6, "below 64 MB resident: %.1f MB", figures.Median(ours, peak)/1e6)
 	return nil
-}
-
-func reasons(o *outcome) string {
-	var out []string
-	for _, r := range o.Validity.Reasons {
-		out = append(out, r.Code+": "+r.Text)
-	}
-	return strings.Join(out, "; ")
 }
 
 // measureLimit probes with half a processor.
@@ -324,13 +322,13 @@ func measureLimit(ctx context.Context, b *bench) error {
 		most     = 200 * time.Microsecond
 	)
 	count := int(b.loadDuration / interval)
-	fmt.Fprintf(b.w, "%d probes of %s, every %s, with %.1f CPU\n", count, oneTarget, interval, cpus)
-	t := tabwriter.NewWriter(b.w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(b.W, "%d probes of %s, every %s, with %.1f CPU\n", count, oneTarget, interval, cpus)
+	t := tabwriter.NewWriter(b.W, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "in the group\tp50 µs\tp99 µs\tdispatch lag p99 µs\tprobes/s\tunanswered\trows\tCPU cores\tthrottled\tverdict\t")
 	type found struct {
 		name string
 		s    *stored
-		o    *outcome
+		o    *lab.Outcome
 	}
 	var all []found
 	for _, busy := range []bool{false, true} {
@@ -341,8 +339,8 @@ func measureLimit(ctx context.Context, b *bench) error {
 		say("  %s", name)
 		g, err := newGroup(fmt.Sprintf("transferlab-bench-probe-%d", os.Getpid()), cpus)
 		if err != nil {
-			fmt.Fprintf(b.w, "not measured: %v\n", err)
-			b.note("not-measured", err.Error())
+			fmt.Fprintf(b.W, "not measured: %v\n", err)
+			b.Note("not-measured", err.Error())
 			return nil
 		}
 		s, o, err := limited(ctx, b, g, t, name, busy, experiment("bench-limit", site(busy), []string{"icmp://" + oneTarget}, interval, count))
@@ -359,10 +357,10 @@ func measureLimit(ctx context.Context, b *bench) error {
 	}
 	for _, f := range all {
 		if !f.o.Validity.Valid {
-			fmt.Fprintf(b.w, "%s: INVALID: %s\n", f.name, reasons(f.o))
+			fmt.Fprintf(b.W, "%s: INVALID: %s\n", f.name, f.o.Reasons())
 		}
-		b.goal(f.s.complete(count), "%s: every probe is a row, once", f.name)
-		b.goal((f.s.p99 >= 0 && f.s.p99 < float64(most)) || !f.o.Validity.Valid, "%s: p99 below %s (it is %s µs) or the run marked invalid (valid: %t)", f.name, most, micro(f.s.p99), f.o.Validity.Valid)
+		b.Goal(f.s.complete(count), "%s: every probe is a row, once", f.name)
+		b.Goal((f.s.p99 >= 0 && f.s.p99 < float64(most)) || !f.o.Validity.Valid, "%s: p99 below %s (it is %s µs) or the run marked invalid (valid: %t)", f.name, most, micro(f.s.p99), f.o.Validity.Valid)
 	}
 	return nil
 }
@@ -375,7 +373,7 @@ func site(busy bool) string {
 }
 
 // limited runs the experiment in a control group.
-func limited(ctx context.Context, b *bench, g *group, t *tabwriter.Writer, name string, busy bool, text string) (*stored, *outcome, error) {
+func limited(ctx context.Context, b *bench, g *group, t *tabwriter.Writer, name string, busy bool, text string) (*stored, *lab.Outcome, error) {
 	prober, err := b.lab.prober(ctx, site(busy))
 	if err != nil {
 		return nil, nil, err
@@ -421,8 +419,8 @@ func limited(ctx context.Context, b *bench, g *group, t *tabwriter.Writer, name 
 	fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.0f\t%d\t%d\t%.3f\t%d of %d periods\t%s\t\n", name, micro(m.p50), micro(m.p99), micro(s.lagP99), m.rate,
 		m.sent-m.answered, s.rows, m.cores(), stopped-stoppedBefore, periods-periodsBefore, o.Verdict)
 	b.record(name, m)
-	last := &b.rows[len(b.rows)-1]
-	last.values = append(last.values, value{s.lagP99, "lag-p99-ns"}, value{float64(stopped - stoppedBefore), "throttled-periods"})
+	last := &b.Rows[len(b.Rows)-1]
+	last.Values = append(last.Values, figures.Value{V: s.lagP99, Unit: "lag-p99-ns"}, figures.Value{V: float64(stopped - stoppedBefore), Unit: "throttled-periods"})
 	return s, o, nil
 }
 
@@ -456,18 +454,18 @@ func measureMesh(ctx context.Context, b *bench) error {
 	}
 	m := ofStored(s, c)
 	b.record(toolOurs, m)
-	t := tabwriter.NewWriter(b.w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	t := tabwriter.NewWriter(b.W, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "probes planned\tissued\trows\tgaps\ttwice\tunanswered\tprobes/s\tp50 µs\tp99 µs\tdispatch lag p99 µs\tprober CPU cores\tof the lab\tpeak MB\tverdict\t")
 	fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t%d\t%.0f\t%s\t%s\t%s\t%.3f\t%.3f\t%.1f\t%s\t\n", want, s.issued, s.rows, s.lost, s.repeated, s.rows-s.answered,
 		m.rate, micro(s.p50), micro(s.p99), micro(s.lagP99), m.cores(), c.lab.Seconds()/m.elapsed.Seconds(), float64(m.peak)/1e6, o.Verdict)
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
-	if why := reasons(o); why != "" {
-		fmt.Fprintln(b.w, "INVALID:", why)
+	if why := o.Reasons(); why != "" {
+		fmt.Fprintln(b.W, "INVALID:", why)
 	}
-	b.goal(s.complete(want), "%d rows without a gap: %d rows, %d gaps, %d twice", want, s.rows, s.lost, s.repeated)
-	b.goal(s.answered == s.rows, "no loss: %d unanswered", s.rows-s.answered)
+	b.Goal(s.complete(want), "%d rows without a gap: %d rows, %d gaps, %d twice", want, s.rows, s.lost, s.repeated)
+	b.Goal(s.answered == s.rows, "no loss: %d unanswered", s.rows-s.answered)
 	return nil
 }
 

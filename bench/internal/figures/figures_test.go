@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -48,5 +49,27 @@ func TestMachineIsDescribed(t *testing.T) {
 	}
 	if got := FirstLine(filepath.Join(t.TempDir(), "none")); got != "unknown" {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestSheet(t *testing.T) {
+	var printed strings.Builder
+	s := Sheet{W: &printed, Scenario: "load"}
+	s.Goal(true, "a")
+	s.Goal(false, "%s", "b")
+	s.Add("fping -i 0", 500, []Value{{1234.5, "p50-ns"}, {math.NaN(), "p99-ns"}}, "size=1MB")
+	if want := "goal reached: a\ngoal MISSED: b\n"; printed.String() != want {
+		t.Errorf("%q", printed.String())
+	}
+	path := filepath.Join(t.TempDir(), "raw")
+	if err := WriteRows(path, s.Notes, s.Rows); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "load-goal-1: reached: a\nload-goal-2: MISSED: b\n\nBenchmarkLoad/tool=fping_-i_0/size=1MB 500 1234.5 p50-ns\n"; string(raw) != want {
+		t.Errorf("%s", raw)
 	}
 }

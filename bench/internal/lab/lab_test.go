@@ -68,3 +68,20 @@ func FuzzStat(f *testing.F) {
 		}
 	})
 }
+
+func TestRows(t *testing.T) {
+	rows := parseRows("1\tok\n2\t\n")
+	if len(rows) != 2 || len(rows[0]) != 2 || rows[0][1] != "ok" || rows[1][1] != "" {
+		t.Errorf("%q", rows)
+	}
+	if rows := parseRows(""); rows != nil {
+		t.Errorf("%q", rows)
+	}
+}
+
+func TestMemory(t *testing.T) {
+	m, err := MemoryOf(os.Getpid())
+	if err != nil || m.Peak < m.Anon || m.Anon <= 0 {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
