@@ -1,6 +1,7 @@
 package schemas
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
@@ -205,6 +206,9 @@ func (l Link) OneWay() time.Duration { return time.Duration(l.RTT) / 2 }
 // Share is a part of a whole, 0 to 1; in a file `0.1%` or `0.001`.
 type Share float64
 
+// UnmarshalJSON reads what a share is in JSON: the number.
+func (s *Share) UnmarshalJSON(data []byte) error { return json.Unmarshal(data, (*float64)(s)) }
+
 // UnmarshalText reads a share.
 func (s *Share) UnmarshalText(text []byte) error {
 	number, percent := strings.CutSuffix(strings.TrimSpace(string(text)), "%")
@@ -256,6 +260,9 @@ func (r *BitRate) UnmarshalText(text []byte) error {
 	*r = BitRate(v * factor)
 	return nil
 }
+
+// UnmarshalJSON reads what a rate is in JSON: the number, without a unit.
+func (r *BitRate) UnmarshalJSON(data []byte) error { return json.Unmarshal(data, (*int64)(r)) }
 
 func (r BitRate) String() string {
 	for _, unit := range []struct {

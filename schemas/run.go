@@ -133,6 +133,7 @@ type Task struct {
 	Section  json.RawMessage `json:"section"` // the workload's section of this cell
 	Seed     uint64          `json:"seed"`
 	Timeout  time.Duration   `json:"timeout_ns"` // from the start
+	Agents   int             `json:"agents"`     // how many take part in the attempt, this one included
 }
 
 // Client is one of the trial's clients.

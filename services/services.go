@@ -10,6 +10,7 @@ import (
 	"github.com/transferlab/transferlab/services/provisioner"
 	"github.com/transferlab/transferlab/services/s3loader"
 	"github.com/transferlab/transferlab/services/scheduler"
+	"github.com/transferlab/transferlab/services/swarmrunner"
 )
 
 // All returns every service, with its default configuration.
@@ -21,5 +22,6 @@ func All() []node.Service {
 		provisioner.Service(),
 		s3loader.Service(),
 		scheduler.Service(),
+		swarmrunner.Service(),
 	}
 }

@@ -184,6 +184,9 @@ func assign(run *schemas.Run, t *plan.Trial, timeout time.Duration, placements [
 			index++
 		}
 	}
+	for _, task := range tasks {
+		task.Agents = len(tasks)
+	}
 	return slices.SortedFunc(maps.Values(tasks), func(a, b *schemas.Task) int { return cmp.Compare(a.Agent, b.Agent) }), nil
 }
 

@@ -31,6 +31,7 @@ import (
 	"github.com/transferlab/transferlab/services/provisioner"
 	"github.com/transferlab/transferlab/services/s3loader"
 	"github.com/transferlab/transferlab/services/scheduler"
+	"github.com/transferlab/transferlab/services/swarmrunner"
 )
 
 // ports of the embedded lab; 0 is any free one.
@@ -234,11 +235,12 @@ func (l *lab) startServices(ctx, running context.Context) error {
 	loading.Config = l.options.Agent
 	loading.Endpoint, loading.Region = l.store.Endpoint(), l.store.Region()
 	loading.AccessKey, loading.SecretKey = l.store.Credentials().AccessKey, l.store.Credentials().SecretKey
-	probing := prober.DefaultConfig()
-	probing.Config = l.options.Agent
-	if probing.Name != "" {
+	probing, swarming := prober.DefaultConfig(), swarmrunner.DefaultConfig()
+	probing.Config, swarming.Config = l.options.Agent, l.options.Agent
+	if l.options.Agent.Name != "" {
 		// Each agent has a name of its own.
 		probing.Name += "-probe"
+		swarming.Name += "-swarm"
 	}
 	scheduling := scheduler.DefaultConfig()
 	serving := gateway.DefaultConfig()
@@ -263,6 +265,9 @@ func (l *lab) startServices(ctx, running context.Context) error {
 			}},
 			node.Service{Name: "prober", Short: "probe workload", Role: bus.RoleAgent, Run: func(ctx context.Context, n *node.Node) error {
 				return prober.New(probing, n).Run(ctx)
+			}},
+			node.Service{Name: "swarm-runner", Short: "swarm workload", Role: bus.RoleAgent, Run: func(ctx context.Context, n *node.Node) error {
+				return swarmrunner.New(swarming, n).Run(ctx)
 			}},
 			node.Service{Name: "provisioner", Short: "emulated networks and fleets", Role: bus.RoleProvisioner, Run: func(ctx context.Context, n *node.Node) error {
 				return provisioner.New(l.provisioning(), n).Run(ctx)

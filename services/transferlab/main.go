@@ -15,6 +15,7 @@ import (
 
 	"github.com/transferlab/transferlab/services/internal/clickhouse"
 	"github.com/transferlab/transferlab/services/internal/netlab"
+	"github.com/transferlab/transferlab/services/swarmrunner"
 )
 
 // Exit codes, on which scripts rely.
@@ -46,6 +47,9 @@ func main() {
 	}
 	if len(os.Args) > 1 && os.Args[1] == netlab.RelayCommand {
 		os.Exit(netlab.RunRelay(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == swarmrunner.PeerCommand {
+		os.Exit(swarmrunner.RunPeer())
 	}
 	os.Exit(execute(os.Args[1:]))
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/transferlab/transferlab/services/internal/clickhouse"
 	"github.com/transferlab/transferlab/services/internal/clickhouse/chtest"
 	"github.com/transferlab/transferlab/services/internal/netlab"
+	"github.com/transferlab/transferlab/services/swarmrunner"
 )
 
 // TestMain lets the test binary be the program, also as the host of the
@@ -28,6 +29,9 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) > 1 && os.Args[1] == netlab.RelayCommand {
 		os.Exit(netlab.RunRelay(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == swarmrunner.PeerCommand {
+		os.Exit(swarmrunner.RunPeer())
 	}
 	testscript.Main(m, map[string]func(){"transferlab": main})
 }

@@ -57,3 +57,26 @@ func (c *conn) over(q request) {
 func (c *conn) giveBack(q request) {
 	c.p.pieces[q.piece].blocks[q.begin/wire.BlockSize] = blockMissing
 }
+
+// relinquish frees the pieces of blocks that have come, if nothing more of them
+// is to come from who is asked for them: another may refuse the rest of a piece
+// (BEP 6) before the block that was on its way is there. p.mu is held.
+func (p *Peer) relinquish(blocks []request) {
+	free := p.unpicked
+	for k, r := range blocks {
+		i := int(r.piece)
+		pc := &p.pieces[i]
+		if pc.state != active || k+1 < len(blocks) && blocks[k+1].piece == r.piece {
+			continue
+		}
+		of := func(q request) bool { return q.piece == r.piece }
+		for o := len(pc.owners) - 1; o >= 0; o-- {
+			if c := pc.owners[o]; !slices.ContainsFunc(c.pending, of) && !slices.Contains(pc.blocks, blockReceiving) {
+				p.disown(i, c)
+			}
+		}
+	}
+	if p.unpicked > free {
+		p.ask(nil)
+	}
+}

@@ -143,6 +143,53 @@ func TestUnruly(t *testing.T) {
 	}
 }
 
+// TestRefusedRest has a seeder that chokes and refuses all of a piece but the
+// block that it is sending: the rest is asked for again.
+func TestRefusedRest(t *testing.T) {
+	ctx := deadline(t, 20*time.Second)
+	r := newRig(t, 64<<10, 64<<10)
+	leecher := r.add(false, nil)
+	r.start(ctx)
+	s := meet(t, r, leecher)
+	defer func() { _ = s.Close() }()
+	s.say(t, wire.Message{ID: wire.IDHaveAll}, wire.Message{ID: wire.IDUnchoke})
+	request := func() wire.Message {
+		t.Helper()
+		if err := s.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			m, err := s.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.ID == wire.IDRequest {
+				return m
+			}
+		}
+	}
+	send := func(m wire.Message) {
+		t.Helper()
+		header := make([]byte, wire.PieceHeaderSize)
+		wire.PutPieceHeader(header, m.Index, m.Begin, int(m.Length))
+		if _, err := s.Write(append(header, r.content[m.Begin:m.Begin+m.Length]...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := request()
+	s.say(t, wire.Message{ID: wire.IDChoke})
+	for range 3 {
+		m := request()
+		s.say(t, wire.Message{ID: wire.IDReject, Index: m.Index, Begin: m.Begin, Length: m.Length})
+	}
+	send(first)
+	s.say(t, wire.Message{ID: wire.IDUnchoke})
+	for range 3 {
+		send(request())
+	}
+	r.finish(ctx)
+}
+
 // checkBooks looks whether the peer's accounts of itself agree; nobody may be
 // connected.
 func checkBooks(t *testing.T, p *Peer) {

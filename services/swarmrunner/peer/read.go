@@ -200,6 +200,7 @@ func (r *reader) tell() {
 	}
 	r.c.p.mu.Lock()
 	r.c.p.got(r.c, r.full)
+	r.c.p.relinquish(r.full)
 	r.c.p.mu.Unlock()
 	r.full = r.full[:0]
 }
