@@ -313,7 +313,7 @@ func (e *events) ofTracker() error {
 	if e.job.tracker == nil {
 		return nil
 	}
-	t := e.job.tracker.Traffic()
+	t := e.job.told
 	var l wire.Ledger
 	l.Sent[wire.Tracker] = wire.Tally{Messages: t.MessagesSent, Bytes: t.Sent}
 	l.Received[wire.Tracker] = wire.Tally{Messages: t.MessagesReceived, Bytes: t.Received}

@@ -55,6 +55,7 @@ type job struct {
 	counted  error
 	counting time.Duration   // between the two
 	used     transport.Usage // by this agent's sockets between the two
+	told     tracker.Traffic // of the tracker until then
 
 	mu      sync.Mutex
 	link    *link // to the hub, once it is there
@@ -171,9 +172,18 @@ func (j *job) swarm(ctx context.Context) error {
 	// A fault that takes its time must not come in the way of the end.
 	stop()
 	j.leave()
+	if j.tracker != nil && j.task.Agents == 1 {
+		// Nobody is left who could ask it: what is counted now is all.
+		if err := j.stopTracker(); err != nil {
+			j.log.Warn("stop the tracker", "error", err)
+		}
+	}
 	if j.counted == nil {
 		j.after, j.counted = j.network.Counters()
 		j.used, j.counting = j.usage().Since(used), time.Since(begun)
+	}
+	if j.tracker != nil {
+		j.told = j.tracker.Traffic()
 	}
 	return err
 }
@@ -473,11 +483,16 @@ func (j *job) closeTracker() error {
 		j.hub = nil
 	}
 	if j.tracker != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
-		defer cancel()
-		errs = append(errs, j.tracker.Close(ctx))
-		j.serving.Wait()
+		errs = append(errs, j.stopTracker())
 		j.tracker = nil
 	}
 	return errors.Join(errs...)
+}
+
+func (j *job) stopTracker() error {
+	ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
+	defer cancel()
+	err := j.tracker.Close(ctx)
+	j.serving.Wait()
+	return err
 }

@@ -9,8 +9,7 @@ import (
 	"github.com/transferlab/transferlab/schemas"
 )
 
-// Arrival is when a leecher of a swarm comes, after the start of the trial.
-// nth counts the trial's leechers from 0.
+// Arrivals are when the leechers of a swarm come, after the start of the trial.
 func Arrivals(seed uint64, trial uint32, leechers int, s *schemas.Swarm) []time.Duration {
 	all := make([]time.Duration, leechers)
 	random := source(seed, fmt.Sprintf("swarm trial %d arrivals", trial))
@@ -47,7 +46,10 @@ func swarmSize(s *schemas.Swarm, groups []schemas.Group) float64 {
 
 func hashSwarm(h hash.Hash, seed uint64, trial uint32, groups []schemas.Group, s *schemas.Swarm) {
 	leechers, _ := Leechers(members(groups), s)
+	// The file's content follows from the seed, whatever else does.
 	var buf [16]byte
+	binary.LittleEndian.PutUint64(buf[:], seed)
+	h.Write(buf[:8])
 	for i, at := range Arrivals(seed, trial, len(leechers), s) {
 		binary.LittleEndian.PutUint64(buf[0:], uint64(leechers[i]))
 		binary.LittleEndian.PutUint64(buf[8:], uint64(at))

@@ -42,7 +42,11 @@ type conn struct {
 	id       [20]byte
 	fast     bool
 	seed     bool // had everything when it said hello
-	ledger   wire.Ledger
+	// roundTrip is how long the first answer took: not more than a round trip and
+	// what the other needs for it.
+	roundTrip time.Duration
+	entered   time.Time
+	ledger    wire.Ledger
 
 	wake   *sync.Cond // of p.mu: there is something to write, or closed
 	closed bool
@@ -114,6 +118,7 @@ func (p *Peer) call(to netip.AddrPort) (*conn, error) {
 		}
 	}
 	c.remote = to
+	said := time.Now()
 	err = c.greet(ctx, func() error {
 		if err := c.write(p.hello.Append(nil), wire.Handshake); err != nil {
 			return err
@@ -124,6 +129,7 @@ func (p *Peer) call(to netip.AddrPort) (*conn, error) {
 		p.bury(c)
 		return nil, err
 	}
+	c.roundTrip = time.Since(said)
 	return c, nil
 }
 
@@ -226,6 +232,7 @@ func (c *conn) enter() error {
 	if twin != nil {
 		twin.shut(false)
 	}
+	c.entered = time.Now()
 	p.byID[c.id] = c
 	p.conns = append(p.conns, c)
 	p.report.Connections++
@@ -509,6 +516,9 @@ func (c *conn) sent(blocks []request) {
 // message goes on with a message that is not a piece; p.mu is held.
 func (c *conn) message(m wire.Message) error {
 	p := c.p
+	if c.roundTrip == 0 {
+		c.roundTrip = time.Since(c.entered)
+	}
 	switch m.ID {
 	case wire.IDChoke:
 		c.choked = true

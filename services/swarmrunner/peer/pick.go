@@ -46,10 +46,10 @@ const (
 
 type block uint8
 
-// Delays that say whether what is asked for ahead is too little or too much: a
-// block that comes sooner than enough after it was asked for may have more
-// asked for behind it; one that comes later than tooLate waits in somebody's
-// queue, where no other can help with it.
+// Delays beyond the round trip that say whether what is asked for ahead is too
+// little or too much: a block that comes sooner than enough after it was asked
+// for may have more asked for behind it; one that comes later than tooLate waits
+// in somebody's queue, where no other can help with it.
 const (
 	enough  = 25 * time.Millisecond
 	tooLate = 100 * time.Millisecond
@@ -68,17 +68,22 @@ const (
 func (p *Peer) leastInFlight() int64 { return max(12*p.t.PieceLength, 64<<10) }
 
 // leastWindow is what is asked of one other at least: the next piece before the
-// last one is there.
-func (p *Peer) leastWindow() int64 { return max(p.t.PieceLength/2, 2*wire.BlockSize) }
+// last one is there, and more where few others could help.
+func (p *Peer) leastWindow() int64 {
+	if len(p.conns) <= fewOthers {
+		return max(p.t.PieceLength/2, firstWindow)
+	}
+	return max(p.t.PieceLength/2, 2*wire.BlockSize)
+}
 
 // adapt follows how long blocks take; p.mu is held.
 func (c *conn) adapt(n int64, took time.Duration) {
 	p := c.p
 	switch {
-	case took < enough:
+	case took < c.roundTrip+enough:
 		p.window = min(p.window+n, mostInFlight)
 		c.window = min(c.window+n, mostWindow)
-	case took > tooLate:
+	case took > c.roundTrip+tooLate:
 		p.window = max(p.window-n, p.leastInFlight())
 		c.window = max(c.window-n, p.leastWindow())
 	}

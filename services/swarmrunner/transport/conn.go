@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -122,24 +123,40 @@ func (c *tcpConn) SetLinger(seconds int) error {
 	return c.TCPConn.SetLinger(seconds)
 }
 
-// Close closes the connection; its figures stay.
+// lingerLimit bounds how long a close waits for what has not been sent.
+const lingerLimit = 250 * time.Millisecond
+
+// Close closes the connection; its figures stay. What the kernel has taken and
+// not sent yet is sent first, as far as the other side takes it in time: of what
+// becomes of the rest after the close nobody tells, so that it counts as sent.
 func (c *tcpConn) Close() error {
 	c.mu.Lock()
 	if c.ended {
 		c.mu.Unlock()
 		return c.TCPConn.Close()
 	}
-	c.ended = true
 	var queued uint64
 	c.last, queued, c.known = socketStats(c.TCPConn)
-	if !c.aborted {
-		// The kernel sends what it has taken after the close, too.
+	if queued > 0 && !c.aborted {
+		c.linger()
+		c.last, queued, c.known = socketStats(c.TCPConn)
 		c.last.Sent += queued
 	}
+	c.ended = true
 	last := c.last
 	c.mu.Unlock()
 	c.tally.leave(c, Usage{TCP: last})
 	return c.TCPConn.Close()
+}
+
+// linger ends the stream and drops what comes until the other side has ended or
+// reset its own.
+func (c *tcpConn) linger() {
+	if c.TCPConn.CloseWrite() != nil || c.TCPConn.SetReadDeadline(time.Now().Add(lingerLimit)) != nil {
+		return
+	}
+	// However it ends, the figures tell.
+	_, _ = io.Copy(io.Discard, c.TCPConn)
 }
 
 // Abort closes a connection at once: what has not been sent is dropped, and by
