@@ -124,7 +124,10 @@ func (c *tcpConn) SetLinger(seconds int) error {
 }
 
 // lingerLimit bounds how long a close waits for what has not been sent.
-const lingerLimit = 250 * time.Millisecond
+const (
+	lingerLimit = 250 * time.Millisecond
+	lingerPoll  = time.Millisecond
+)
 
 // Close closes the connection; its figures stay. What the kernel has taken and
 // not sent yet is sent first, as far as the other side takes it in time: of what
@@ -138,8 +141,7 @@ func (c *tcpConn) Close() error {
 	var queued uint64
 	c.last, queued, c.known = socketStats(c.TCPConn)
 	if queued > 0 && !c.aborted {
-		c.linger()
-		c.last, queued, c.known = socketStats(c.TCPConn)
+		c.last, queued, c.known = c.linger()
 		c.last.Sent += queued
 	}
 	c.ended = true
@@ -149,14 +151,22 @@ func (c *tcpConn) Close() error {
 	return c.TCPConn.Close()
 }
 
-// linger ends the stream and drops what comes until the other side has ended or
-// reset its own.
-func (c *tcpConn) linger() {
-	if c.TCPConn.CloseWrite() != nil || c.TCPConn.SetReadDeadline(time.Now().Add(lingerLimit)) != nil {
-		return
+// linger ends the stream and waits until all of it is sent or the other side has
+// reset the connection; what comes in the meantime is dropped.
+func (c *tcpConn) linger() (s SocketStats, queued uint64, ok bool) {
+	over := time.Now().Add(lingerLimit)
+	if c.TCPConn.CloseWrite() == nil && c.TCPConn.SetReadDeadline(over) == nil {
+		// However it ends, the figures tell.
+		_, _ = io.Copy(io.Discard, c.TCPConn)
 	}
-	// However it ends, the figures tell.
-	_, _ = io.Copy(io.Discard, c.TCPConn)
+	for {
+		s, queued, ok = socketStats(c.TCPConn)
+		left := time.Until(over)
+		if !ok || queued == 0 || left <= 0 {
+			return s, queued, ok
+		}
+		time.Sleep(min(left, lingerPoll)) // the kernel tells nobody when it has sent something
+	}
 }
 
 // Abort closes a connection at once: what has not been sent is dropped, and by

@@ -11,6 +11,7 @@ const (
 	optTimestamps = 1
 	// States in which the other side has ended its stream.
 	stateCloseWait, stateLastAck, stateClosing = 8, 9, 11
+	stateClosed                                = 7
 )
 
 // socketStats asks the kernel. queued is what it has taken but not yet sent.
@@ -39,6 +40,11 @@ func socketStats(c *net.TCPConn) (s SocketStats, queued uint64, ok bool) {
 		// The end of the stream takes a sequence number, which counts there.
 		received -= min(1, received)
 	}
+	queued = uint64(info.Notsent_bytes)
+	if info.State == stateClosed {
+		// The other side has reset the connection: nothing more is sent.
+		queued = 0
+	}
 	return SocketStats{
 		Sent:        info.Bytes_sent - min(info.Bytes_retrans, info.Bytes_sent),
 		Received:    received,
@@ -47,5 +53,5 @@ func socketStats(c *net.TCPConn) (s SocketStats, queued uint64, ok bool) {
 		SegmentsIn:  uint64(info.Segs_in),
 		HeaderOut:   uint64(info.Segs_out)*header + synOptions,
 		Connections: 1,
-	}, uint64(info.Notsent_bytes), true
+	}, queued, true
 }
