@@ -135,23 +135,22 @@ func (s *Swarm) FileName() string {
 }
 
 // PieceLength is the size of every piece but the last: what the section says, or
-// one that makes a hundred pieces or so. With fewer, leechers wait for whole
-// pieces before they can give; with more, what is said about pieces costs more
-// than it brings. Where uploads have a limit the waiting is what counts, and
-// pieces are a quarter of that (measured: bench/swarm).
+// one that makes a hundred pieces or so, of 256 KiB at most (measured:
+// bench/swarm). With fewer, leechers wait for whole pieces before they can give,
+// and there are not enough to hash sixteen at a time; with more, what is said
+// about pieces costs more than it brings. Where uploads have a limit the waiting
+// is what counts, and pieces are a quarter of that.
 func (s *Swarm) PieceLength() int64 {
 	if s.PieceSize > 0 {
 		return int64(s.PieceSize)
 	}
-	if s.Size <= 1 {
-		return MinPieceSize
-	}
-	target := uint64(s.Size) / 64
+	target := s.Size / 64
 	if s.Upload > 0 || s.SeedUpload > 0 {
 		target /= 4
 	}
-	power := int64(1) << max(bits.Len64(target)-1, 0)
-	return min(max(power, MinPieceSize), 1<<20)
+	// Thousands of pieces are enough for any file.
+	target = max(min(target, 256<<10), s.Size/4096, MinPieceSize)
+	return min(int64(1)<<(bits.Len64(uint64(target))-1), MaxPieceSize)
 }
 
 func (s *Swarm) check(at string) faultList {

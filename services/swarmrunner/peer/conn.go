@@ -81,7 +81,7 @@ type conn struct {
 func newConn(p *Peer, c net.Conn, outgoing bool) *conn {
 	o := &conn{p: p, c: c, outgoing: outgoing, choked: true, choking: true, bits: wire.NewBits(len(p.pieces))}
 	o.wake = sync.NewCond(&p.mu)
-	o.window = max(firstWindow, p.leastWindow())
+	o.window = max(firstWindow, p.t.PieceLength/2)
 	if p.opt.Window > 0 {
 		o.window = p.opt.Window
 	}

@@ -106,11 +106,17 @@ type Peer struct {
 	telling  bool
 	turn     int // of limited uploads
 	revealed []int
-	open     bool          // super-seeding is over: everything is shown
-	verify   time.Duration // how long a piece takes from asked to there, smoothed
-	uploaded int64
-	deciles  int
-	report   Report
+	open     bool // super-seeding is over: everything is shown
+	// Pieces that are there and not hashed.
+	whole     []int
+	lastWhole time.Time
+	rapid     bool // they come quickly enough to wait for each other
+	gathering bool
+	hashing   bool
+	verify    time.Duration // how long a piece takes from asked to there, smoothed
+	uploaded  int64
+	deciles   int
+	report    Report
 }
 
 // address is somebody to connect to.
