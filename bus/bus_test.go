@@ -196,6 +196,16 @@ func TestPermissions(t *testing.T) {
 	if err := collector.PublishBatch(short(), "s3-loader", "id", bus.FormatNative, []byte("x")); err == nil {
 		t.Error("the collector publishes events")
 	}
+	detector, edge := bustest.Join(t, s, bus.RoleDetector), bustest.Join(t, s, bus.RoleEdge)
+	if err := detector.Publish(short(), bus.SubjectClips("pi"), "x", &schemas.ClipOffer{ID: "a", Edge: "pi"}); err == nil {
+		t.Error("a detector queues clips")
+	}
+	if err := edge.Publish(short(), bus.SubjectClips("pi"), "x", &schemas.ClipOffer{ID: "a", Edge: "pi"}); err == nil {
+		t.Error("an edge queues clips")
+	}
+	if _, err := bus.OpenBucket[schemas.EdgeAccount](short(), detector, bus.BucketEdges); err == nil {
+		t.Error("a detector reads the accounts of edges")
+	}
 	if err := agent.PurgeEvents(short(), 10); err == nil {
 		t.Error("an agent purges events")
 	}

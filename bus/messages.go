@@ -117,6 +117,53 @@ type Consumption struct {
 	Parallel int           // messages handled at a time; 0 is 1
 	Lease    time.Duration // how long a message may go without a sign of life; 0 is 30 s
 	Tries    int           // deliveries before it becomes a dead letter; 0 is 5
+	// Shared lets other processes take from the same durable consumer: Parallel
+	// bounds this one alone.
+	Shared bool
+	// Overflow makes the consumer one of two kinds of takers (JetStream's priority
+	// groups, policy overflow): Near ones get whatever waits, others only get
+	// something while more than Backlog messages wait.
+	Overflow bool
+	Near     bool
+	Backlog  int64
+	// Acknowledged is called for every message that was, once the server has
+	// said so.
+	Acknowledged func(ctx context.Context, d Delivery)
+}
+
+// sharedInWork bounds the messages in work of a consumer that several take
+// from, in all of them.
+const sharedInWork = 10_000
+
+// overflowGroup is the one group of takers that overflow consumers have.
+const overflowGroup = "takers"
+
+// Delivery is what a handler may know of the message it handles.
+type Delivery struct {
+	Sequence uint64    // in the stream
+	Tries    int       // which delivery this is, from 1
+	Last     bool      // an error now makes it a dead letter
+	Stored   time.Time // by the server's clock
+	Data     []byte
+}
+
+type deliveryKey struct{}
+
+// DeliveryOf is the message that the handler with this context handles.
+func DeliveryOf(ctx context.Context) Delivery {
+	d, _ := ctx.Value(deliveryKey{}).(Delivery)
+	return d
+}
+
+func (o *Consumption) delivery(m jetstream.Msg) Delivery {
+	meta, err := m.Metadata()
+	if err != nil {
+		return Delivery{Data: m.Data()}
+	}
+	return Delivery{
+		Sequence: meta.Sequence.Stream, Tries: int(meta.NumDelivered), Last: meta.NumDelivered >= uint64(o.Tries),
+		Stored: meta.Timestamp, Data: m.Data(),
+	}
 }
 
 // Consume handles messages until ctx ends; the handler's error is the
@@ -134,14 +181,27 @@ func Consume[T any](ctx context.Context, c *Conn, o Consumption, handle func(con
 	if o.Tries <= 0 {
 		o.Tries = 5
 	}
-	consumer, err := c.js.CreateOrUpdateConsumer(ctx, o.Stream, jetstream.ConsumerConfig{
+	config := jetstream.ConsumerConfig{
 		Durable: o.Durable, FilterSubject: o.Subject, AckPolicy: jetstream.AckExplicitPolicy,
 		AckWait: o.Lease, MaxAckPending: o.Parallel, MaxDeliver: -1,
-	})
+	}
+	pull := []jetstream.PullMessagesOpt{jetstream.PullMaxMessages(o.Parallel)}
+	if o.Shared || o.Overflow {
+		// What one has asked for and cannot handle yet would be nobody's.
+		config.MaxAckPending, pull = sharedInWork, []jetstream.PullMessagesOpt{jetstream.PullMaxMessages(1)}
+	}
+	if o.Overflow {
+		config.PriorityPolicy, config.PriorityGroups = jetstream.PriorityPolicyOverflow, []string{overflowGroup}
+		pull = append(pull, jetstream.PullPriorityGroup(overflowGroup))
+		if !o.Near {
+			pull = append(pull, jetstream.PullMinPending(o.Backlog+1))
+		}
+	}
+	consumer, err := c.js.CreateOrUpdateConsumer(ctx, o.Stream, config)
 	if err != nil {
 		return fmt.Errorf("consume %s from %s: %w", o.Subject, o.Stream, err)
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(o.Parallel))
+	messages, err := consumer.Messages(pull...)
 	if err != nil {
 		return fmt.Errorf("consume %s from %s: %w", o.Subject, o.Stream, err)
 	}
@@ -149,18 +209,22 @@ func Consume[T any](ctx context.Context, c *Conn, o Consumption, handle func(con
 	defer stop()
 	slots := make(chan struct{}, o.Parallel)
 	for {
+		// A message that nobody handles yet would lose its lease.
+		slots <- struct{}{}
 		m, err := messages.Next()
 		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
+			<-slots
 			break
 		}
 		if err != nil {
+			<-slots
 			c.log.Warn("read from the bus", "stream", o.Stream, "error", err)
 			continue
 		}
-		slots <- struct{}{}
 		go func() {
 			defer func() { <-slots }()
-			c.settle(ctx, o, m, handleMessage(ctx, o.Lease, m, handle))
+			in := context.WithValue(ctx, deliveryKey{}, o.delivery(m))
+			c.settle(in, o, m, handleMessage(in, o.Lease, m, handle))
 		}()
 	}
 	for range o.Parallel {
@@ -208,6 +272,10 @@ func (c *Conn) settle(ctx context.Context, o Consumption, m jetstream.Msg, err e
 	case err == nil:
 		if err := m.DoubleAck(finish); err != nil {
 			c.log.Warn("acknowledge", "stream", o.Stream, "error", err)
+			return
+		}
+		if o.Acknowledged != nil {
+			o.Acknowledged(finish, DeliveryOf(ctx))
 		}
 	case errors.Is(err, ErrDrop), meta.NumDelivered >= uint64(o.Tries):
 		if deadErr := c.Bury(finish, o.Stream, meta.Sequence.Stream, m.Headers(), m.Data(), err.Error()); deadErr != nil {
@@ -222,6 +290,18 @@ func (c *Conn) settle(ctx context.Context, o Consumption, m jetstream.Msg, err e
 		c.log.Warn("message will come again", "stream", o.Stream, "in", delay, "error", err)
 		_ = m.NakWithDelay(delay)
 	}
+}
+
+// Backlog is how much of a stream a durable consumer has not been given, and
+// how much it has been given and not acknowledged. The server that leads the
+// consumer answers: the count of a follower may be behind.
+func (c *Conn) Backlog(ctx context.Context, stream, durable string) (waiting, inWork int, err error) {
+	consumer, err := c.js.Consumer(ctx, stream, durable)
+	if err != nil {
+		return 0, 0, fmt.Errorf("backlog of %s in %s: %w", durable, stream, err)
+	}
+	info := consumer.CachedInfo()
+	return int(info.NumPending), info.NumAckPending, nil
 }
 
 // Bury keeps a rejected message in the dead-letter stream. Burying the same

@@ -18,6 +18,12 @@ const (
 	// RoleProvisioner makes the places that runs ask for: emulated networks,
 	// fleets.
 	RoleProvisioner = "provisioner"
+	// RoleDetector takes clips off the queue and stores what is seen in them.
+	RoleDetector   = "detector"
+	RoleAutoscaler = "autoscaler"
+	// RoleEdge is a station at the edge: it offers its clips and takes them
+	// back, or hands them over.
+	RoleEdge = "edge"
 )
 
 // Streams.
@@ -35,7 +41,17 @@ const (
 	// StreamSchedules holds recurring experiments as the server's own message
 	// schedules. Sent and read by the scheduler.
 	StreamSchedules = "SCHEDULES"
+	// StreamClips is the work queue of the detectors. Sent by the gateway once a
+	// clip is stored.
+	StreamClips = "CLIPS"
+	// StreamOffers is where edges put the clips they have not decided on: each
+	// takes its own back, to look at them itself or, when it is behind, to hand
+	// them over.
+	StreamOffers = "OFFERS"
 )
+
+// ConsumerDetectors is the durable consumer that all detectors share.
+const ConsumerDetectors = "detectors"
 
 // Subjects. A trailing token is filled by the function beside it.
 const (
@@ -44,6 +60,9 @@ const (
 	subjectTasks     = "tasks.assigned.v1"  // .<agent>
 	subjectSchedules = "schedules.run.v1"   // .<name of the schedule>
 	subjectDue       = "schedules.due.v1"   // .<name of the schedule>
+	subjectClips     = "clips.waiting.v1"   // .<edge>
+	subjectOffers    = "clips.offered.v1"   // .<edge>
+	subjectDrain     = "detector.drain.v1"  // .<detector>: core NATS, not stored
 	subjectProgress  = "progress.run.v1"    // .<run>: core NATS, not stored
 	SubjectClock     = "scheduler.clock.v1" // request/reply: the scheduler's time
 	SubjectSubmit    = "scheduler.submit.v1"
@@ -70,6 +89,18 @@ func SubjectSchedules(name string) string { return subjectSchedules + "." + Toke
 // SubjectDue is where the server announces that a recurring experiment is due.
 func SubjectDue(name string) string { return subjectDue + "." + Token(name) }
 
+// SubjectClips is where an edge's clips wait for detectors.
+func SubjectClips(edge string) string { return subjectClips + "." + Token(edge) }
+
+// SubjectAnyClips matches every [SubjectClips].
+const SubjectAnyClips = subjectClips + ".*"
+
+// SubjectOffers is where an edge's undecided clips wait.
+func SubjectOffers(edge string) string { return subjectOffers + "." + Token(edge) }
+
+// SubjectDrain tells a detector to finish and take no more.
+func SubjectDrain(detector string) string { return subjectDrain + "." + Token(detector) }
+
 // SubjectAnyDue matches every [SubjectDue].
 const SubjectAnyDue = subjectDue + ".*"
 
@@ -93,7 +124,19 @@ const (
 	BucketPlaces = "PLACES"
 	// BucketSchedules: recurring experiments. Written by the scheduler.
 	BucketSchedules = "RECURRING"
+	// BucketClips: one clip each, by its id. Written by the gateway until the
+	// clip waits in the queue, then by its detector (compare-and-set).
+	BucketClips = "CLIPSTATES"
+	// BucketEdges: who may send clips. Written and read by the gateway.
+	BucketEdges = "EDGES"
+	// BucketDetectors: what detectors say of themselves, each entry renewed by
+	// its detector and gone after [AgentTTL].
+	BucketDetectors = "DETECTORS"
 )
+
+// ClipTTL is how long the bus remembers a clip after its last change; the store
+// remembers it for as long as its result is there.
+const ClipTTL = 30 * 24 * time.Hour
 
 // AgentTTL is how long an agent counts as present after its last word.
 const AgentTTL = 10 * time.Second
@@ -136,6 +179,16 @@ func streams(l Limits) []jetstream.StreamConfig {
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld, MaxBytes: 64 << 20, MaxMsgsPerSubject: 1,
 			AllowMsgSchedules: true, AllowMsgTTL: true, AllowRollup: true, Duplicates: DuplicateWindow,
 		},
+		{
+			Name: StreamClips, Subjects: []string{SubjectAnyClips},
+			Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew, MaxBytes: 256 << 20,
+			Duplicates: DuplicateWindow, MaxMsgSize: 64 << 10,
+		},
+		{
+			Name: StreamOffers, Subjects: []string{subjectOffers + ".*"},
+			Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew, MaxBytes: 64 << 20,
+			Duplicates: DuplicateWindow, MaxMsgSize: 4 << 10,
+		},
 	}
 }
 
@@ -146,6 +199,9 @@ func buckets() []jetstream.KeyValueConfig {
 		{Bucket: BucketAgents, Description: "agents present", TTL: AgentTTL, MaxValueSize: 64 << 10, MaxBytes: 64 << 20},
 		{Bucket: BucketCollector, Description: "how far the collector is", MaxValueSize: 64 << 10, MaxBytes: 16 << 20, History: 4},
 		{Bucket: BucketPlaces, Description: "emulated networks and fleets of runs", MaxValueSize: 1 << 20, MaxBytes: 128 << 20},
+		{Bucket: BucketClips, Description: "clips on their way", TTL: ClipTTL, MaxValueSize: 64 << 10, MaxBytes: 512 << 20},
+		{Bucket: BucketEdges, Description: "who may send clips", MaxValueSize: 4 << 10, MaxBytes: 16 << 20},
+		{Bucket: BucketDetectors, Description: "detectors present", TTL: AgentTTL, MaxValueSize: 16 << 10, MaxBytes: 16 << 20},
 		{Bucket: BucketSchedules, Description: "recurring experiments", MaxValueSize: 4 << 20, MaxBytes: 64 << 20},
 	}
 }
@@ -185,8 +241,9 @@ func Permissions(role string) Allow {
 	switch role {
 	case RoleAgent:
 		return Allow{
-			Publish: join(common, read(StreamTasks), read(bucket(BucketTrials)),
+			Publish: join(common, read(StreamTasks), read(StreamOffers), read(bucket(BucketTrials)),
 				[]string{
+					subjectOffers + ".*", "$JS.API.STREAM.PURGE." + StreamOffers,
 					"$JS.API.STREAM.INFO." + bucket(BucketAgents),
 					subjectEvents + ".*", subjectProgress + ".*", subjectDead + ".*", SubjectClock,
 					"$KV." + BucketAgents + ".>", "$KV." + BucketTrials + ".task.>",
@@ -221,11 +278,36 @@ func Permissions(role string) Allow {
 				[]string{subjectEvents + ".*", subjectDead + ".*", "$JS.API.STREAM.INFO." + StreamEvents, "$KV." + BucketPlaces + ".place.>"}),
 			Subscribe: []string{inbox, "$SRV.>", "$JS.FC.>"},
 		}
+	case RoleDetector:
+		return Allow{
+			Publish: join(common, read(StreamClips), read(bucket(BucketClips)),
+				[]string{
+					"$JS.API.STREAM.INFO." + bucket(BucketDetectors), "$JS.API.STREAM.INFO." + StreamEvents, SubjectEvents("detector"), subjectDead + ".*",
+					"$KV." + BucketClips + ".>", "$KV." + BucketDetectors + ".>",
+				}),
+			Subscribe: []string{inbox, "$SRV.>", subjectDrain + ".*", "$JS.FC.>"},
+		}
+	case RoleAutoscaler:
+		return Allow{
+			Publish: join(common, read(StreamClips), read(bucket(BucketDetectors)),
+				[]string{subjectDrain + ".*", "$JS.API.STREAM.INFO." + StreamEvents, SubjectEvents("autoscaler")}),
+			Subscribe: []string{inbox, "$SRV.>", "$JS.FC.>"},
+		}
+	case RoleEdge:
+		return Allow{
+			Publish: join(common, read(StreamOffers),
+				[]string{subjectOffers + ".*"}),
+			Subscribe: []string{inbox, "$JS.FC.>"},
+		}
 	case RoleGateway:
 		return Allow{
 			Publish: join(common, read(bucket(BucketRuns)), read(bucket(BucketTrials)), read(bucket(BucketAgents)), read(bucket(BucketSchedules)),
 				read(bucket(BucketPlaces)), read(bucket(BucketCollector)),
+				read(bucket(BucketClips)), read(bucket(BucketEdges)), read(bucket(BucketDetectors)), read(StreamClips),
 				[]string{
+					// What edges tell over HTTP is recorded here.
+					subjectClips + ".*", SubjectEvents("edge"),
+					"$KV." + BucketClips + ".>", "$KV." + BucketEdges + ".>",
 					SubjectSubmit, SubjectCancel, SubjectResume, SubjectSchedule, SubjectClock,
 					"$JS.API.STREAM.INFO.>", "$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES",
 				}),

@@ -18,7 +18,10 @@ import (
 
 // roles are the users that are always there, by their role's name.
 func roles() []string {
-	return []string{bus.RoleOperator, bus.RoleAgent, bus.RoleCollector, bus.RoleScheduler, bus.RoleGateway, bus.RoleProvisioner}
+	return []string{
+		bus.RoleOperator, bus.RoleAgent, bus.RoleCollector, bus.RoleScheduler, bus.RoleGateway, bus.RoleProvisioner,
+		bus.RoleDetector, bus.RoleAutoscaler, bus.RoleEdge,
+	}
 }
 
 // user is one who was added for a while.
