@@ -31,7 +31,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -49,7 +48,7 @@ func main() {
 	o := options{}
 	flag.StringVar(&o.binary, "binary", "", "a transferlab binary; built if not given")
 	flag.StringVar(&o.out, "out", "", "directory for raw figures and conditions")
-	flag.StringVar(&o.scenarios, "scenarios", "rtt,load,limit,mesh", "which, separated by commas")
+	flag.StringVar(&o.scenarios, "scenarios", strings.Join(scenarioNames(), ","), "which, separated by commas")
 	flag.IntVar(&o.rounds, "rounds", 6, "rounds of rtt")
 	flag.IntVar(&o.probes, "probes", 500, "probes of each tool in a round of rtt")
 	flag.IntVar(&o.loadRounds, "load-rounds", 3, "rounds of load")
@@ -69,16 +68,6 @@ func main() {
 	}
 }
 
-// scenario measures and says what it found.
-type scenario struct {
-	name string
-	run  func(ctx context.Context, b *bench) error
-}
-
-func scenarios() []scenario {
-	return []scenario{{"rtt", measureRTT}, {"load", measureLoad}, {"limit", measureLimit}, {"mesh", measureMesh}}
-}
-
 // bench is what the scenarios share.
 type bench struct {
 	*options
@@ -86,11 +75,22 @@ type bench struct {
 	lab           *rig
 }
 
+func (b *bench) scenarios() []figures.Scenario {
+	return []figures.Scenario{
+		{Name: "rtt", Run: func(ctx context.Context) error { return measureRTT(ctx, b) }},
+		{Name: "load", Run: func(ctx context.Context) error { return measureLoad(ctx, b) }},
+		{Name: "limit", Run: func(ctx context.Context) error { return measureLimit(ctx, b) }},
+		{Name: "mesh", Run: func(ctx context.Context) error { return measureMesh(ctx, b) }},
+	}
+}
+
+func scenarioNames() []string { return []string{"rtt", "load", "limit", "mesh"} }
+
 func (o *options) validate() error {
 	var errs []error
 	for _, name := range strings.Split(o.scenarios, ",") {
-		if !slices.ContainsFunc(scenarios(), func(s scenario) bool { return s.name == name }) {
-			errs = append(errs, fmt.Errorf("--scenarios: %q, want some of rtt,load,limit,mesh", name))
+		if !slices.Contains(scenarioNames(), name) {
+			errs = append(errs, fmt.Errorf("--scenarios: %q, want some of %s", name, strings.Join(scenarioNames(), ",")))
 		}
 	}
 	for _, n := range []struct {
@@ -130,43 +130,8 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 	b := &bench{options: o, lab: l}
 	fixed := append(machine(), figures.Condition{Name: "transferlab", Value: l.Version(ctx)})
 	fixed = append(fixed, peerVersions(ctx, o)...)
-	for _, c := range fixed {
-		fmt.Fprintf(w, "%s: %s\n", c.Name, c.Value)
-	}
-	all := slices.Clone(fixed)
-	var faults []error
-	for _, s := range scenarios() {
-		if !slices.Contains(strings.Split(o.scenarios, ","), s.name) {
-			continue
-		}
-		b.Sheet = figures.Sheet{W: w, Scenario: s.name, Notes: []figures.Condition{
-			{Name: s.name + "-began", Value: time.Now().UTC().Format(time.RFC3339)},
-			{Name: s.name + "-load-before", Value: figures.Load()},
-		}}
-		say("%s", s.name)
-		fmt.Fprintf(w, "\n== %s\n", s.name)
-		if err := s.run(ctx, b); err != nil {
-			faults = append(faults, fmt.Errorf("%s: %w", s.name, err))
-			if ctx.Err() != nil {
-				break
-			}
-			fmt.Fprintf(w, "failed: %v\n", err)
-			b.Note("failed", err.Error())
-		}
-		b.Notes = append(b.Notes, figures.Condition{Name: s.name + "-load-after", Value: figures.Load()})
-		fmt.Fprintf(w, "load average before: %s, after: %s\n", b.Notes[1].Value, figures.Load())
-		all = append(all, b.Notes...)
-		if o.out == "" {
-			continue
-		}
-		if err := figures.WriteRows(filepath.Join(o.out, s.name+".txt"), append(slices.Clone(fixed), b.Notes...), b.Rows); err != nil {
-			return err
-		}
-		if err := figures.WriteRows(filepath.Join(o.out, "conditions.txt"), all, nil); err != nil {
-			return err
-		}
-	}
-	return errors.Join(faults...)
+	b.W = w
+	return b.Measure(ctx, fixed, b.scenarios(), strings.Split(o.scenarios, ","), o.out)
 }
 
 func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }

@@ -165,6 +165,16 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+func TestScenarioNames(t *testing.T) {
+	var names []string
+	for _, s := range (&bench{}).scenarios() {
+		names = append(names, s.Name)
+	}
+	if !slices.Equal(names, scenarioNames()) {
+		t.Errorf("scenarios %q, in flags %q", names, scenarioNames())
+	}
+}
+
 func FuzzFping(f *testing.F) {
 	f.Add([]byte(fpingOutput), 2, 5)
 	f.Fuzz(func(t *testing.T, text []byte, targets, count int) {

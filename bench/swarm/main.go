@@ -39,10 +39,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/transferlab/transferlab/bench/internal/figures"
 	"github.com/transferlab/transferlab/schemas"
@@ -76,32 +74,26 @@ func main() {
 	}
 }
 
-// scenario measures and says what it found.
-type scenario struct {
-	name string
-	run  func(ctx context.Context, b *bench) error
-}
-
-func scenarios() []scenario {
-	return []scenario{
-		{"transfer", measureTransfer},
-		{"single", measureSingle},
-		{"swarm200", measureCrowd},
-		{"bound", measureBound},
-		{"crossover", measureCrossover},
-	}
-}
-
-func scenarioNames() []string {
-	return []string{"transfer", "single", "swarm200", "bound", "crossover"}
-}
-
 // bench is what the scenarios share.
 type bench struct {
 	*options
 	figures.Sheet // of the scenario under way
 	lab           *rig
 	peers         *peers
+}
+
+func (b *bench) scenarios() []figures.Scenario {
+	return []figures.Scenario{
+		{Name: "transfer", Run: func(ctx context.Context) error { return measureTransfer(ctx, b) }},
+		{Name: "single", Run: func(ctx context.Context) error { return measureSingle(ctx, b) }},
+		{Name: "swarm200", Run: func(ctx context.Context) error { return measureCrowd(ctx, b) }},
+		{Name: "bound", Run: func(ctx context.Context) error { return measureBound(ctx, b) }},
+		{Name: "crossover", Run: func(ctx context.Context) error { return measureCrossover(ctx, b) }},
+	}
+}
+
+func scenarioNames() []string {
+	return []string{"transfer", "single", "swarm200", "bound", "crossover"}
 }
 
 func (o *options) validate() error {
@@ -199,43 +191,8 @@ func run(ctx context.Context, o *options, w io.Writer) (err error) {
 		fixed = append(fixed, figures.Condition{Name: "transferlab", Value: b.lab.Version(ctx)})
 	}
 	fixed = append(fixed, b.peers.versions...)
-	for _, c := range fixed {
-		fmt.Fprintf(w, "%s: %s\n", c.Name, c.Value)
-	}
-	all := slices.Clone(fixed)
-	var faults []error
-	for _, s := range scenarios() {
-		if !slices.Contains(strings.Split(o.scenarios, ","), s.name) {
-			continue
-		}
-		b.Sheet = figures.Sheet{W: w, Scenario: s.name, Notes: []figures.Condition{
-			{Name: s.name + "-began", Value: time.Now().UTC().Format(time.RFC3339)},
-			{Name: s.name + "-load-before", Value: figures.Load()},
-		}}
-		say("%s", s.name)
-		fmt.Fprintf(w, "\n== %s\n", s.name)
-		if err := s.run(ctx, b); err != nil {
-			faults = append(faults, fmt.Errorf("%s: %w", s.name, err))
-			if ctx.Err() != nil {
-				break
-			}
-			fmt.Fprintf(w, "failed: %v\n", err)
-			b.Note("failed", err.Error())
-		}
-		b.Notes = append(b.Notes, figures.Condition{Name: s.name + "-load-after", Value: figures.Load()})
-		fmt.Fprintf(w, "load average before: %s, after: %s\n", b.Notes[1].Value, figures.Load())
-		all = append(all, b.Notes...)
-		if o.out == "" {
-			continue
-		}
-		if err := figures.WriteRows(filepath.Join(o.out, s.name+".txt"), append(slices.Clone(fixed), b.Notes...), b.Rows); err != nil {
-			return err
-		}
-		if err := figures.WriteRows(filepath.Join(o.out, "conditions.txt"), all, nil); err != nil {
-			return err
-		}
-	}
-	return errors.Join(faults...)
+	b.W = w
+	return b.Measure(ctx, fixed, b.scenarios(), strings.Split(o.scenarios, ","), o.out)
 }
 
 // wants reports whether a contestant takes part.

@@ -2,7 +2,6 @@ package prober
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,113 +9,28 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
-	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/transferlab/transferlab/bus"
-	"github.com/transferlab/transferlab/bus/bustest"
 	"github.com/transferlab/transferlab/bus/embedded"
 	"github.com/transferlab/transferlab/bus/node"
 	"github.com/transferlab/transferlab/schemas"
+	"github.com/transferlab/transferlab/services/internal/agent/agenttest"
 )
 
-// serve runs the service until the test ends.
+// serve runs an agent until the test ends.
 func serve(t testing.TB, server *embedded.Server, name string) {
 	t.Helper()
-	service := Service()
-	n, err := node.New(service, "1.0.0", bustest.Join(t, server, service.Role), prometheus.NewRegistry(), slog.New(slog.NewTextHandler(t.Output(), nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
 	cfg := DefaultConfig()
 	cfg.Name, cfg.Site = name, "oregon"
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- New(cfg, n).Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil && ctx.Err() == nil {
-			t.Error(err)
-		}
-	})
-	if err := n.AwaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// startBus runs a bus with a clock to go by.
-func startBus(t testing.TB) (*embedded.Server, *bus.Conn) {
-	t.Helper()
-	server := bustest.Start(t)
-	operator := bustest.Join(t, server, bus.RoleOperator)
-	registration, err := operator.Register("scheduler", "1.0.0", "clock", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := bus.Respond(t.Context(), registration, "clock", bus.SubjectClock, func(context.Context, schemas.ClockQuery) (schemas.ClockAnswer, error) {
-		return schemas.ClockAnswer{Now: time.Now()}, nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return server, operator
-}
-
-// conduct plays the scheduler for one trial and returns how its tasks ended.
-func conduct(t testing.TB, operator *bus.Conn, tasks []*schemas.Task, patience time.Duration) map[string]schemas.TaskState {
-	t.Helper()
-	states, err := bus.OpenBucket[schemas.TaskState](t.Context(), operator, bus.BucketTrials)
-	if err != nil {
-		t.Fatal(err)
-	}
-	starts, err := bus.OpenBucket[schemas.Start](t.Context(), operator, bus.BucketTrials)
-	if err != nil {
-		t.Fatal(err)
-	}
-	clients := map[string][]schemas.Client{}
-	for _, tk := range tasks {
-		if err := operator.Publish(t.Context(), bus.SubjectTasks(tk.Agent), tk.Key(), tk); err != nil {
-			t.Fatal(err)
-		}
-		clients[tk.Agent] = tk.Clients
-	}
-	watch, stop := context.WithTimeout(t.Context(), patience)
-	defer stop()
-	ready, last := map[string]schemas.Peer{}, map[string]schemas.TaskState{}
-	err = states.Watch(watch, "task.>", func(e bus.Entry[schemas.TaskState]) error {
-		s := e.Value
-		last[s.Agent] = s
-		if s.Phase == schemas.TaskReady {
-			ready[s.Agent] = schemas.Peer{Agent: s.Agent, Endpoint: s.Endpoint, Clock: s.Clock, Clients: clients[s.Agent]}
-			if len(ready) == len(tasks) {
-				start := schemas.Start{At: time.Now().Add(200 * time.Millisecond), Key: []byte("a secret of this trial")}
-				for _, p := range ready {
-					start.Peers = append(start.Peers, p)
-				}
-				_, err := starts.Put(watch, schemas.StartKey(tasks[0].Run, tasks[0].Trial, tasks[0].Attempt), start)
-				return err
-			}
-		}
-		ended := 0
-		for _, s := range last {
-			if s.Ended() {
-				ended++
-			}
-		}
-		if ended == len(tasks) {
-			stop()
-		}
-		return nil
-	})
-	if err != nil && watch.Err() == nil {
-		t.Fatal(err)
-	}
-	return last
+	service := Service()
+	service.Run = func(ctx context.Context, n *node.Node) error { return New(cfg, n).Run(ctx) }
+	agenttest.Serve(t, server, service)
 }
 
 // The whole service on a real bus: two agents are given a task each, learn of
 // each other, and account for every probe.
 func TestService(t *testing.T) {
 	t.Parallel()
-	server, operator := startBus(t)
+	server, operator := agenttest.Bus(t)
 	tr := &trial{section: section(nil), members: []*member{
 		{name: "agent-1", site: "oregon", clients: []int{0, 1}}, {name: "agent-2", site: "oregon", clients: []int{2}},
 	}}
@@ -125,7 +39,7 @@ func TestService(t *testing.T) {
 	}
 	// For the tasks only: the jobs that matter are the services' own.
 	tr.prepare(t, t.Context())
-	states := conduct(t, operator, []*schemas.Task{tr.members[0].task, tr.members[1].task}, 30*time.Second)
+	states := agenttest.Conduct(t, operator, []*schemas.Task{tr.members[0].task, tr.members[1].task}, 30*time.Second)
 	for _, m := range tr.members {
 		s := states[m.name]
 		want := uint64(len(m.clients) * 2 * 6 * 5)
@@ -135,13 +49,6 @@ func TestService(t *testing.T) {
 		if len(s.Endpoint.Ports) != 5 || s.Endpoint.Address != "127.0.0.1" {
 			t.Errorf("%s: %+v", m.name, s.Endpoint)
 		}
-	}
-	stream, err := operator.EventStream(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if stream.Last == 0 {
-		t.Fatalf("no events on the bus: %+v", stream)
 	}
 }
 

@@ -1,9 +1,7 @@
 package examples_test
 
 import (
-	"io/fs"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/transferlab/transferlab/schemas"
@@ -22,32 +20,6 @@ func parse(t *testing.T, name string) *schemas.Experiment {
 		t.Fatal(err)
 	}
 	return e
-}
-
-func TestExamplesAreValid(t *testing.T) {
-	files, err := fs.Glob(examples.Files, "*.yaml")
-	if err != nil || len(files) < 4 {
-		t.Fatal(files, err)
-	}
-	for _, name := range files {
-		t.Run(name, func(t *testing.T) {
-			e := parse(t, name)
-			if e.Name != strings.TrimSuffix(name, ".yaml") {
-				t.Errorf("the experiment is called %q", e.Name)
-			}
-			p, err := plan.New(e, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			again, err := plan.New(e, 0)
-			if err != nil || again.Hash != p.Hash {
-				t.Errorf("planned twice: %s, %s, %v", p.Hash, again.Hash, err)
-			}
-			if other, err := plan.New(e, e.Seed+1); err != nil || other.Hash == p.Hash {
-				t.Errorf("another seed, the same schedule: %v", err)
-			}
-		})
-	}
 }
 
 // What the files say of themselves.

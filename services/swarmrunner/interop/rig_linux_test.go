@@ -213,7 +213,7 @@ type how struct {
 	slots      int
 	upload     int64
 	window     int64
-	alone      bool // without a tracker
+	told       []netip.AddrPort // of these by itself, without the tracker
 }
 
 // ours starts one.
@@ -244,8 +244,11 @@ func (s *swarm) ours(h how) *mine {
 			return secured, peer.Overhead{Sent: sent, Received: received}, err
 		}
 	}
-	if !h.alone {
-		o.Announce = s.announce(o.ID, e.Addr(), h.udp)
+	o.Announce = s.announce(o.ID, e.Addr(), h.udp)
+	if h.told != nil {
+		o.Announce = func(context.Context, peer.Announcement) ([]netip.AddrPort, time.Duration, error) {
+			return h.told, patience, nil
+		}
 	}
 	if m.Peer, err = peer.New(o); err != nil {
 		s.t.Fatal(err)

@@ -3,6 +3,7 @@ package interop
 import (
 	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -215,9 +216,7 @@ func TestChoking(t *testing.T) {
 		// They do not know of each other.
 		var leechers []*mine
 		for range 3 {
-			m := s.ours(how{alone: true})
-			m.Add(seeder.address())
-			leechers = append(leechers, m)
+			leechers = append(leechers, s.ours(how{told: []netip.AddrPort{seeder.address()}}))
 		}
 		chokes, rejects := uint64(0), uint64(0)
 		for _, m := range leechers {

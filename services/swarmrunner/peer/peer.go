@@ -37,8 +37,7 @@ type Options struct {
 	// plain connection instead.
 	Secure func(ctx context.Context, c net.Conn, initiator bool) (net.Conn, Overhead, error)
 	// Announce tells the tracker and returns who else is there, and after how
-	// long to ask again. nil: there is no tracker, others come by themselves or
-	// by [Peer.Add].
+	// long to ask again. nil: there is no tracker, others come by themselves.
 	Announce func(ctx context.Context, a Announcement) (peers []netip.AddrPort, interval time.Duration, err error)
 
 	Slots       int   // peers it sends to at a time; 0: all that ask
@@ -215,17 +214,6 @@ func (p *Peer) Start(ctx context.Context) {
 	}
 	p.tasks.Go(p.tend)
 	context.AfterFunc(p.ctx, p.close)
-}
-
-// Add tells the peer of another.
-func (p *Peer) Add(others ...netip.AddrPort) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.started || p.ended {
-		return
-	}
-	p.learn(others)
-	p.dialOthers()
 }
 
 // Complete is closed when every piece is verified; a seeder's from the start.

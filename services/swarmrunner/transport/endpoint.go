@@ -81,20 +81,7 @@ func (e *Endpoint) Datagrams() Datagrams { return e.tally.usage().UDP }
 // Close closes the listener and every connection. What those have taken is still
 // sent: by the kernel with TCP, and with uTP before Close returns, for up to a
 // second.
-func (e *Endpoint) Close() error { return e.end(meter.Close, utpLinger) }
-
-// Abort is Close for somebody who is gone without a word: what has not been sent
-// is dropped.
-func (e *Endpoint) Abort() error {
-	return e.end(func(m meter) error {
-		if c, ok := m.(net.Conn); ok {
-			return Abort(c)
-		}
-		return m.Close()
-	}, 0)
-}
-
-func (e *Endpoint) end(closeOne func(meter) error, linger time.Duration) error {
+func (e *Endpoint) Close() error {
 	err := e.listener.Close()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
@@ -102,11 +89,11 @@ func (e *Endpoint) end(closeOne func(meter) error, linger time.Duration) error {
 	for _, m := range e.tally.close() {
 		// The packets of connections still to be closed go through the socket.
 		if _, ok := m.(*packetConn); !ok {
-			_ = closeOne(m)
+			_ = m.Close()
 		}
 	}
 	if e.utp != nil {
-		err = errors.Join(err, e.utp.close(linger))
+		err = errors.Join(err, e.utp.close())
 	}
 	return err
 }
@@ -181,17 +168,15 @@ func (s *utpSocket) dial(ctx context.Context, to netip.AddrPort) (net.Conn, erro
 }
 
 // close waits for connections whose last bytes are under way.
-func (s *utpSocket) close(linger time.Duration) error {
+func (s *utpSocket) close() error {
 	// The library closes its socket below with the last connection.
 	err := s.socket.Close()
-	if linger > 0 {
-		timer := time.NewTimer(linger)
-		select {
-		case <-s.conn.closed:
-		case <-timer.C:
-		}
-		timer.Stop()
+	timer := time.NewTimer(utpLinger)
+	select {
+	case <-s.conn.closed:
+	case <-timer.C:
 	}
+	timer.Stop()
 	err = errors.Join(err, s.socket.CloseNow(), s.conn.Close())
 	<-s.finished
 	if errors.Is(err, net.ErrClosed) {

@@ -541,16 +541,19 @@ func TestEndpointEnds(t *testing.T) {
 		if got, err := io.Copy(io.Discard, here); err != nil || got != size {
 			t.Errorf("%s: %d of %d bytes came before the end, %v", protocol, got, size, err)
 		}
+		if _, err := there.Write([]byte("more")); err == nil {
+			t.Errorf("%s: the connection outlived its endpoint", protocol)
+		}
 		a = endpoint(t, n, protocol, loopback(1))
 		there, here = pair(t, a, b)
-		if err := a.Abort(); err != nil {
+		if err := errors.Join(Abort(there), a.Close()); err != nil {
 			t.Error(err)
 		}
 		if _, err := here.Read(make([]byte, 1)); err == nil || protocol == ProtocolTCP && !errors.Is(err, unix.ECONNRESET) {
 			t.Errorf("%s: the other side sees %v", protocol, err)
 		}
 		if _, err := there.Write([]byte("more")); err == nil {
-			t.Errorf("%s: the connection outlived its endpoint", protocol)
+			t.Errorf("%s: the connection outlived its end", protocol)
 		}
 	}
 }
