@@ -368,6 +368,19 @@ type DetectorStatus struct {
 	Updated time.Time     `json:"updated"`
 }
 
+// Drain tells a detector to finish what it has and take no more.
+type Drain struct {
+	Reason string `json:"reason,omitempty"`
+}
+
+// Validate reports every fault.
+func (d *Drain) Validate() error {
+	if len(d.Reason) > maxDictionaryValue {
+		return fmt.Errorf("drain.reason: %d bytes, want at most %d", len(d.Reason), maxDictionaryValue)
+	}
+	return nil
+}
+
 // OffloadState is what an edge needs to know of the other side to decide.
 type OffloadState struct {
 	Waiting int           `json:"waiting"` // clips in the queue

@@ -13,7 +13,7 @@ import (
 type Experiment struct {
 	Name        string `yaml:"name" jsonschema:"required,pattern=^[a-z0-9][a-z0-9-]{0\\,62}$,description=Short name of the experiment: lower-case letters digits and hyphens."`
 	Description string `yaml:"description,omitempty" jsonschema:"description=What the experiment asks."`
-	Workload    string `yaml:"workload" jsonschema:"required,enum=s3,enum=probe,enum=swarm,description=What is measured."`
+	Workload    string `yaml:"workload" jsonschema:"required,enum=s3,enum=probe,enum=swarm,enum=offload,description=What is measured."`
 	Seed        uint64 `yaml:"seed,omitempty" jsonschema:"description=Fixes every random choice: same file and seed give the same schedule. 1 if not given; --seed overrides it."`
 	// Groups say who takes part.
 	Groups []Group `yaml:"groups" jsonschema:"required,minItems=1,description=Who takes part: clients at sites."`
@@ -24,12 +24,13 @@ type Experiment struct {
 	Health     Health      `yaml:"health,omitempty"`
 	// Sites and Links emulate a network on the lab's machine; the run's agents
 	// are started inside it.
-	Sites map[string]Link `yaml:"sites,omitempty" jsonschema:"description=Sites emulated on this machine (needs root); the value says what the network inside the site is like."`
-	Links map[string]Link `yaml:"links,omitempty" jsonschema:"description=What lies between two emulated sites: oregon-dublin: {rtt: 140ms}."`
-	Fleet *Fleet          `yaml:"fleet,omitempty" jsonschema:"description=Cloud instances that are started for the run and gone after it."`
-	S3    *S3             `yaml:"s3,omitempty"`
-	Probe *Probe          `yaml:"probe,omitempty"`
-	Swarm *Swarm          `yaml:"swarm,omitempty"`
+	Sites   map[string]Link `yaml:"sites,omitempty" jsonschema:"description=Sites emulated on this machine (needs root); the value says what the network inside the site is like."`
+	Links   map[string]Link `yaml:"links,omitempty" jsonschema:"description=What lies between two emulated sites: oregon-dublin: {rtt: 140ms}."`
+	Fleet   *Fleet          `yaml:"fleet,omitempty" jsonschema:"description=Cloud instances that are started for the run and gone after it."`
+	S3      *S3             `yaml:"s3,omitempty"`
+	Probe   *Probe          `yaml:"probe,omitempty"`
+	Swarm   *Swarm          `yaml:"swarm,omitempty"`
+	Offload *Offload        `yaml:"offload,omitempty"`
 }
 
 // Group is a set of clients at one site.
@@ -127,7 +128,10 @@ func (t Threshold) Bounds() (lowest, highest *float64, err error) {
 				return nil, fmt.Errorf("%s: %w", field, err)
 			}
 			v = float64(s)
-		case slices.Contains([]string{"error_rate", "loss", "duplicated", "reordered", "copy_efficiency", "bound_efficiency", "unattributed"}, t.Metric):
+		case slices.Contains([]string{
+			"error_rate", "loss", "duplicated", "reordered", "copy_efficiency", "bound_efficiency", "unattributed",
+			"precision", "recall", "local_share", "unaccounted", "differing",
+		}, t.Metric):
 			var share Share
 			if err := share.UnmarshalText([]byte(text)); err != nil {
 				return nil, fmt.Errorf("%s: %w", field, err)

@@ -48,6 +48,12 @@ func workloads() []workload {
 			others:    []string{"error_rate", "ratio", "spread", "copy_efficiency", "bound_efficiency", "unattributed"},
 			section:   func(e *Experiment) section { return given(e.Swarm) },
 		},
+		{
+			name: WorkloadOffload, service: "edge-runner", kind: KindClip, operations: "clips",
+			latencies: []string{"end_to_end", "overhead", "detect"},
+			others:    []string{"error_rate", "precision", "recall", "local_share", "unaccounted", "differing"},
+			section:   func(e *Experiment) section { return given(e.Offload) },
+		},
 	}
 }
 

@@ -246,6 +246,43 @@ func TestSwarmViews(t *testing.T) {
 	}
 }
 
+func TestOffloadViews(t *testing.T) {
+	r := newRig(t)
+	r.start(r.testConfig(), nil)
+	run := uuid.Must(uuid.NewV7())
+	clip := func(id string, total time.Duration, pairs ...string) schemas.Event {
+		e := schemas.Event{
+			Intended: time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC), Run: run, Attempt: 1, Workload: "offload", Service: "edge-runner", Site: "pi", Agent: "pi-1",
+			Kind: schemas.KindClip, Duration: total, Bytes: 1000, Status: "ok", Attrs: []schemas.Attr{{Key: "clip", Value: id}},
+		}
+		for i := 0; i < len(pairs); i += 2 {
+			e.Attrs = append(e.Attrs, schemas.Attr{Key: pairs[i], Value: pairs[i+1]})
+		}
+		return e
+	}
+	cloud := clip("a", 1210, "policy", "adaptive", "decision", "cloud", "seen_by", "cloud", "recorded_ns", "500", "spooled_ns", "510", "decided_ns", "515",
+		"uploaded_ns", "700", "queued_ns", "710", "taken_ns", "730", "fetched_ns", "780", "decoded_ns", "900", "inferred_ns", "1000", "stored_ns", "1050",
+		"acknowledged_ns", "1060", "confirmed_ns", "1200", "predicted_edge_ns", "900", "predicted_cloud_ns", "600", "tp", "3", "fp", "1", "fn", "2")
+	// What the edge saw itself is stored before its bytes are.
+	near := clip("b", 2000, "policy", "source", "decision", "edge", "seen_by", "edge", "recorded_ns", "500", "spooled_ns", "510", "decided_ns", "515",
+		"taken_ns", "600", "fetched_ns", "600", "decoded_ns", "900", "inferred_ns", "1000", "stored_ns", "1050", "uploaded_ns", "1900", "confirmed_ns", "2000")
+	lost := clip("c", 10, "policy", "source", "decision", "cloud")
+	lost.Status = "lost"
+	r.publishAll("agent", 1, cloud, cloud, near, lost)
+	r.expect("agent", 4)
+	columns := []string{}
+	for _, c := range strings.Fields(`clip policy decision seen_by status end_to_end_ns total_ns record_ns spool_ns decide_ns upload_ns queue_ns waiting_ns fetch_ns
+		decode_ns infer_ns store_ns acknowledge_ns confirm_ns sum_ns overhead_ns tp fp fn`) {
+		columns = append(columns, "ifNull(toString("+c+"), 'null')")
+	}
+	equal(t, "offload_clips", r.text("SELECT "+strings.Join(columns, ",")+" FROM offload_clips WHERE run = ? ORDER BY clip", run),
+		"a|adaptive|cloud|cloud|ok|1050|1210|500|10|5|185|10|20|50|120|100|50|10|140|1200|330|3|1|2\n"+
+			"b|source|edge|edge|ok|1050|2000|500|10|5|850|null|85|0|300|100|50|null|100|2000|150|0|0|0\n"+
+			"c|source|cloud||lost|null|10|null|null|null|null|null|null|null|null|null|null|null|null|null|null|0|0|0\n")
+	equal(t, "offload_decisions", r.text("SELECT clip, toString(predicted_ns), toString(actual_ns), toString(error_ns), toString(regret_ns) FROM offload_decisions WHERE run = ? AND predicted_ns IS NOT NULL", run),
+		"a|600|535|-65|-365\n")
+}
+
 func TestIntegrityShowsGapAndDuplicate(t *testing.T) {
 	r := newRig(t)
 	r.start(r.testConfig(), nil)

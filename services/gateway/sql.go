@@ -149,7 +149,7 @@ type exportInput struct {
 	ID     string   `path:"id" maxLength:"64" doc:"Id of a run, the unique beginning of one, or latest."`
 	Format string   `query:"format" enum:"csv,tsv,json,ndjson,parquet,arrow,native" default:"csv" doc:"csv and tsv have a header; json is one array; ndjson one object a line."`
 	Kinds  []string `query:"kind,explode" maxItems:"32" doc:"Only events of these kinds, such as request, task, trial; all if not given."`
-	View   string   `query:"view" enum:"events,s3_requests,s3_metrics_1m,s3_metrics_1s,probe_packets,netlab_checks,netlab_links,swarm_transfers,swarm_pieces,swarm_wire,swarm_interfaces,swarm_copies,swarm_seeds" doc:"The table or view whose rows of the run are wanted; if not given, swarm_transfers of a swarm run of which no kinds are asked for, else events."`
+	View   string   `query:"view" enum:"events,s3_requests,s3_metrics_1m,s3_metrics_1s,probe_packets,netlab_checks,netlab_links,swarm_transfers,swarm_pieces,swarm_wire,swarm_interfaces,swarm_copies,swarm_seeds,offload_clips,offload_decisions" doc:"The table or view whose rows of the run are wanted; if not given, swarm_transfers or offload_clips of such a run of which no kinds are asked for, else events."`
 }
 
 // exportFormats are ClickHouse's names, with the settings that make them what
@@ -192,6 +192,8 @@ func (g *Gateway) export(ctx context.Context, in *exportInput) (*huma.StreamResp
 	case view != "":
 	case run.Workload == schemas.WorkloadSwarm && len(in.Kinds) == 0:
 		view = "swarm_transfers"
+	case run.Workload == schemas.WorkloadOffload && len(in.Kinds) == 0:
+		view = "offload_clips"
 	default:
 		view = "events"
 	}

@@ -47,7 +47,7 @@ type exportCmd struct {
 	Format string   `help:"csv, tsv, json, ndjson, parquet, arrow or native; of a swarm run also source-csv: the three files of the source experiment." default:"csv"`
 	Out    string   `help:"File to write; - is standard output. With source-csv a directory." default:"-"`
 	Kind   []string `help:"Only events of these kinds, such as request."`
-	View   string   `help:"events, s3_requests, s3_metrics_1m, s3_metrics_1s, probe_packets, netlab_checks, netlab_links, swarm_transfers, swarm_pieces, swarm_wire, swarm_interfaces, swarm_copies or swarm_seeds; if not given swarm_transfers of a swarm run, else events."`
+	View   string   `help:"events, s3_requests, s3_metrics_1m, s3_metrics_1s, probe_packets, netlab_checks, netlab_links, swarm_transfers, swarm_pieces, swarm_wire, swarm_interfaces, swarm_copies, swarm_seeds, offload_clips or offload_decisions; if not given swarm_transfers of a swarm run, offload_clips of an offload run, else events."`
 }
 
 // sourceCSV is the format that is files of their own.

@@ -26,6 +26,9 @@ const (
 	SwarmPhases = "swarm_phases" // when transfers got how far, by cell
 	SwarmWire   = "swarm_wire"   // what bytes were for, by cell
 
+	OffloadCells  = "offload_cells"  // what was measured of clips, by cell
+	OffloadStages = "offload_stages" // what each stage added, by cell
+
 	// The three files of the source experiment.
 	SwarmSourceResults    = "swarm_source_results"
 	SwarmSourceComparison = "swarm_source_comparison"

@@ -57,6 +57,7 @@ const (
 	RTT        = "rtt"
 	Transfer   = "transfer"
 	FirstPiece = "first_piece"
+	Confirmed  = "confirmed" // trigger until the edge has heard of the result
 )
 
 // Data is what one run has to say on one metric of one cell: groups of values,
@@ -441,6 +442,8 @@ func metrics(workload string) []metric {
 		return []metric{service.as(RTT)}
 	case schemas.WorkloadSwarm:
 		return []metric{service.as(Transfer), first.as(FirstPiece)}
+	case schemas.WorkloadOffload:
+		return []metric{service.as(Confirmed)}
 	}
 	return []metric{corrected, service, first, throughput}
 }

@@ -32,6 +32,10 @@ func formOf(workload string) form {
 		return form{(*builder).measureSwarm, func(r *report.Report) []subject {
 			return subjects(r.Swarm, func(c *report.SwarmCell) subject { return subject{c.Cell, c.Values, c.Metric} })
 		}}
+	case schemas.WorkloadOffload:
+		return form{(*builder).measureOffload, func(r *report.Report) []subject {
+			return subjects(r.Offload, func(c *report.OffloadCell) subject { return subject{c.Cell, c.Values, c.Metric} })
+		}}
 	}
 	return form{func(*builder, context.Context, *Source) error { return nil }, func(r *report.Report) []subject {
 		return subjects(r.Cells, func(c *report.Cell) subject { return subject{c.Index, c.Values, c.Metric} })

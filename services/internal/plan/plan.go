@@ -19,7 +19,7 @@ type Trial struct {
 	Cell    int    // which cell
 	Repeat  int    // which repetition of it, from 0
 	Values  []schemas.Attr
-	Section any // the workload's: *schemas.S3, *schemas.Probe, *schemas.Swarm
+	Section any // the workload's: *schemas.S3, *schemas.Probe, …
 	Groups  []schemas.Group
 }
 
@@ -41,7 +41,7 @@ const maxPlanned = 100_000_000
 type TooLargeError struct{ Operations float64 }
 
 func (e *TooLargeError) Error() string {
-	return fmt.Sprintf("the experiment plans about %.3g requests, probes or pieces in all its trials and clients, at most %d are allowed: fewer trials, clients or requests", e.Operations, maxPlanned)
+	return fmt.Sprintf("the experiment plans about %.3g requests, probes, pieces or clips in all its trials and clients, at most %d are allowed: fewer trials, clients or requests", e.Operations, maxPlanned)
 }
 
 // CheckSize refuses experiments that are too large to plan ([*TooLargeError]).
@@ -60,6 +60,8 @@ func CheckSize(e *schemas.Experiment) error {
 			planned += probeSize(s, c.Groups) * trials
 		case *schemas.Swarm:
 			planned += swarmSize(s, c.Groups) * trials
+		case *schemas.Offload:
+			planned += offloadSize(s, c.Groups) * trials
 		}
 	}
 	if planned > maxPlanned {
@@ -130,6 +132,9 @@ func (t *Trial) hash(h hash.Hash, seed uint64) error {
 	case *schemas.Swarm:
 		fmt.Fprintf(h, "swarm %s\n", section)
 		hashSwarm(h, seed, t.Index, t.Groups, s)
+	case *schemas.Offload:
+		fmt.Fprintf(h, "offload %s\n", section)
+		hashOffload(h, seed, t.Index, clients, s)
 	}
 	return nil
 }

@@ -75,6 +75,8 @@ func formOf(workload string) form {
 		return form{(*Report).probeTables, (*Report).writeProbeCSV, probeDefinitions}
 	case schemas.WorkloadSwarm:
 		return form{(*Report).swarmTables, (*Report).writeSwarmCSV, swarmDefinitions}
+	case schemas.WorkloadOffload:
+		return form{(*Report).offloadTables, (*Report).writeOffloadCSV, offloadDefinitions}
 	}
 	return form{(*Report).loadTables, (*Report).writeLoadCSV, func() map[string]string { return nil }}
 }

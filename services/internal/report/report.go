@@ -39,6 +39,8 @@ type Report struct {
 	Ratios []Ratio `json:"ratios,omitempty"`
 	// Swarm is of the swarm workload: one for each cell.
 	Swarm []SwarmCell `json:"swarm,omitempty"`
+	// Offload is of the offload workload: one for each cell.
+	Offload []OffloadCell `json:"offload,omitempty"`
 	// Network is what was measured of a network made for the run.
 	Network     []schemas.PlaceCheck `json:"network,omitempty"`
 	Thresholds  []Threshold          `json:"thresholds"`
@@ -280,7 +282,8 @@ type Threshold struct {
 // UnitOf is the unit of a threshold's metric.
 func UnitOf(metric string) string {
 	switch metric {
-	case "error_rate", "loss", "duplicated", "reordered", "copy_efficiency", "bound_efficiency", "unattributed":
+	case "error_rate", "loss", "duplicated", "reordered", "copy_efficiency", "bound_efficiency", "unattributed",
+		"precision", "recall", "local_share", "unaccounted", "differing":
 		return "ratio"
 	case "ratio", "spread":
 		return "number"
