@@ -17,6 +17,11 @@ import (
 // good: it is kept in the dead-letter stream with the reason.
 var ErrDrop = errors.New("message rejected")
 
+// ErrAgain, wrapped in a handler's error, makes a message come again however
+// often it has: what went wrong is not the message's fault. When the consumer's
+// ctx has ended it comes soon, for another to take.
+var ErrAgain = errors.New("message handed back")
+
 // Validator is a message that can check itself.
 type Validator interface{ Validate() error }
 
@@ -168,7 +173,8 @@ func (o *Consumption) delivery(m jetstream.Msg) Delivery {
 
 // Consume handles messages until ctx ends; the handler's error is the
 // acknowledgement: nil acknowledges, an error that wraps [ErrDrop] ends the
-// message as a dead letter, any other makes it come again, later and later.
+// message as a dead letter, any other makes it come again, later and later, and
+// on the last try a dead letter unless it wraps [ErrAgain].
 // While a handler runs its lease is extended. Messages in work when ctx ends
 // are finished first (their handler's ctx ends too).
 func Consume[T any](ctx context.Context, c *Conn, o Consumption, handle func(context.Context, T) error) error {
@@ -205,7 +211,13 @@ func Consume[T any](ctx context.Context, c *Conn, o Consumption, handle func(con
 	if err != nil {
 		return fmt.Errorf("consume %s from %s: %w", o.Subject, o.Stream, err)
 	}
-	stop := context.AfterFunc(ctx, messages.Stop)
+	end := messages.Stop
+	if o.Shared {
+		// What is on its way here goes through the handler, to be handed back:
+		// others would wait for the end of its lease.
+		end = messages.Drain
+	}
+	stop := context.AfterFunc(ctx, end)
 	defer stop()
 	slots := make(chan struct{}, o.Parallel)
 	for {
@@ -277,7 +289,11 @@ func (c *Conn) settle(ctx context.Context, o Consumption, m jetstream.Msg, err e
 		if o.Acknowledged != nil {
 			o.Acknowledged(finish, DeliveryOf(ctx))
 		}
-	case errors.Is(err, ErrDrop), meta.NumDelivered >= uint64(o.Tries):
+	case errors.Is(err, ErrAgain) && ctx.Err() != nil:
+		c.log.Info("message handed back", "stream", o.Stream, "sequence", meta.Sequence.Stream, "reason", err)
+		// Not before the server knows that this one takes no more.
+		_ = m.NakWithDelay(100 * time.Millisecond)
+	case errors.Is(err, ErrDrop), meta.NumDelivered >= uint64(o.Tries) && !errors.Is(err, ErrAgain):
 		if deadErr := c.Bury(finish, o.Stream, meta.Sequence.Stream, m.Headers(), m.Data(), err.Error()); deadErr != nil {
 			c.log.Error("keep dead letter", "stream", o.Stream, "error", deadErr)
 			_ = m.NakWithDelay(time.Second)
@@ -297,6 +313,14 @@ func (c *Conn) settle(ctx context.Context, o Consumption, m jetstream.Msg, err e
 // consumer answers: the count of a follower may be behind.
 func (c *Conn) Backlog(ctx context.Context, stream, durable string) (waiting, inWork int, err error) {
 	consumer, err := c.js.Consumer(ctx, stream, durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		// Nobody has ever taken anything: all of it waits.
+		s, err := c.js.Stream(ctx, stream)
+		if err != nil {
+			return 0, 0, fmt.Errorf("backlog of %s: %w", stream, err)
+		}
+		return int(s.CachedInfo().State.Msgs), 0, nil
+	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("backlog of %s in %s: %w", durable, stream, err)
 	}

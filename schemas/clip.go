@@ -192,6 +192,8 @@ type ClipState struct {
 	Result   *ClipResult `json:"result,omitempty"`
 	Attempts int         `json:"attempts,omitempty"` // deliveries to detectors
 	Updated  time.Time   `json:"updated"`
+	// Reported is when the edge's account of the clip was recorded.
+	Reported time.Time `json:"reported,omitzero"`
 }
 
 // Ended reports whether the clip has its result.

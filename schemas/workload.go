@@ -51,7 +51,7 @@ func workloads() []workload {
 		{
 			name: WorkloadOffload, service: "edge-runner", kind: KindClip, operations: "clips",
 			latencies: []string{"end_to_end", "overhead", "detect"},
-			others:    []string{"error_rate", "precision", "recall", "local_share", "unaccounted", "differing"},
+			others:    []string{"end_to_end_p95", "overhead_p95", "detect_p95", "error_rate", "precision", "recall", "local_share", "unaccounted", "differing"},
 			section:   func(e *Experiment) section { return given(e.Offload) },
 		},
 	}

@@ -4,7 +4,10 @@ package services
 
 import (
 	"github.com/transferlab/transferlab/bus/node"
+	"github.com/transferlab/transferlab/services/autoscaler"
 	"github.com/transferlab/transferlab/services/collector"
+	"github.com/transferlab/transferlab/services/detector"
+	"github.com/transferlab/transferlab/services/edgerunner"
 	"github.com/transferlab/transferlab/services/gateway"
 	"github.com/transferlab/transferlab/services/prober"
 	"github.com/transferlab/transferlab/services/provisioner"
@@ -16,7 +19,10 @@ import (
 // All returns every service, with its default configuration.
 func All() []node.Service {
 	return []node.Service{
+		autoscaler.Service(),
 		collector.Service(),
+		detector.Service(),
+		edgerunner.Service(),
 		gateway.Service(),
 		prober.Service(),
 		provisioner.Service(),

@@ -100,8 +100,14 @@ func (n *Node) Health() error {
 	return errors.Join(errs...)
 }
 
+// ErrFinished is what the Run of a service returns, wrapped with the reason,
+// when it has ended by itself and was meant to: a worker that was drained, or
+// found nothing to do for long enough.
+var ErrFinished = errors.New("finished")
+
 // Run runs a service until ctx ends and unregisters it. A service that ends by
-// itself without error counts as failed: none of ours is meant to.
+// itself counts as failed, but for one whose error wraps [ErrFinished]: its
+// process ends like one that was told to, with exit code 0.
 func (n *Node) Run(ctx context.Context, s Service) error {
 	defer func() {
 		if err := n.Registration.Stop(); err != nil {
@@ -109,6 +115,10 @@ func (n *Node) Run(ctx context.Context, s Service) error {
 		}
 	}()
 	err := s.Run(ctx, n)
+	if errors.Is(err, ErrFinished) {
+		n.Log.Info("ended by itself", "reason", err)
+		return nil
+	}
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("%s: %w", s.Name, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -78,6 +79,11 @@ func TestServiceThatEndsHasFailed(t *testing.T) {
 		if err := n.Run(t.Context(), s); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
+	}
+	finished := node.Service{Name: "detector", Run: func(context.Context, *node.Node) error { return fmt.Errorf("%w: drained", node.ErrFinished) }}
+	done, _ := start(t, finished)
+	if err := done.Run(t.Context(), finished); err != nil {
+		t.Errorf("ended as it was meant to: %v", err)
 	}
 	s := node.Service{Name: "scheduler", Run: func(ctx context.Context, _ *node.Node) error { <-ctx.Done(); return nil }}
 	n, _ := start(t, s)

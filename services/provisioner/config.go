@@ -22,6 +22,9 @@ type Config struct {
 	FleetBus    string `name:"fleet-bus" help:"Address of the bus as cloud instances reach it: tls://host:port." env:"TRANSFERLAB_FLEET_BUS"`
 	S3Endpoint  string `name:"s3-endpoint" help:"URL of the lab's own store; agents in emulated networks reach it at the site lab. Keys come from TRANSFERLAB_S3_ACCESS_KEY and TRANSFERLAB_S3_SECRET_KEY." env:"TRANSFERLAB_S3_ENDPOINT"`
 	S3Region    string `name:"s3-region" help:"Region of the lab's own store." env:"TRANSFERLAB_S3_REGION" default:"us-east-1"`
+	Gateway     string `name:"gateway" help:"URL of the gateway; edges in emulated networks reach it at the site lab. The token of their account comes from TRANSFERLAB_EDGE_TOKEN." env:"TRANSFERLAB_GATEWAY"`
+	EdgeToken   string `kong:"-"`
+	EdgeAccount string `name:"edge-account" help:"Name of the edges' account." env:"TRANSFERLAB_EDGE_ACCOUNT" default:"lab"`
 	S3AccessKey string `kong:"-"`
 	S3SecretKey string `kong:"-"`
 	Program     string `kong:"-"` // transferlab's binary; this process's own if empty
@@ -40,13 +43,13 @@ const EnvAgentPassword = "TRANSFERLAB_AGENT_PASSWORD"
 
 // DefaultConfig keeps its state beside the working directory.
 func DefaultConfig() Config {
-	return Config{State: "transferlab-provisioner", AgentUser: "agent", S3Region: "us-east-1"}
+	return Config{State: "transferlab-provisioner", AgentUser: "agent", S3Region: "us-east-1", EdgeAccount: "lab"}
 }
 
 // Validate reports every fault.
 func (c *Config) Validate() error {
 	var errs []error
-	for _, f := range []struct{ flag, value string }{{"--agent-bus", c.AgentBus}, {"--fleet-bus", c.FleetBus}, {"--s3-endpoint", c.S3Endpoint}} {
+	for _, f := range []struct{ flag, value string }{{"--agent-bus", c.AgentBus}, {"--fleet-bus", c.FleetBus}, {"--s3-endpoint", c.S3Endpoint}, {"--gateway", c.Gateway}} {
 		if f.value == "" {
 			continue
 		}
@@ -65,7 +68,7 @@ func (c Config) withEnvironment() (Config, error) {
 	for _, f := range []struct {
 		field *string
 		name  string
-	}{{&c.AgentSecret, EnvAgentPassword}, {&c.S3AccessKey, "TRANSFERLAB_S3_ACCESS_KEY"}, {&c.S3SecretKey, "TRANSFERLAB_S3_SECRET_KEY"}} {
+	}{{&c.AgentSecret, EnvAgentPassword}, {&c.S3AccessKey, "TRANSFERLAB_S3_ACCESS_KEY"}, {&c.S3SecretKey, "TRANSFERLAB_S3_SECRET_KEY"}, {&c.EdgeToken, "TRANSFERLAB_EDGE_TOKEN"}} {
 		if *f.field == "" {
 			*f.field = os.Getenv(f.name)
 		}

@@ -187,22 +187,46 @@ func (n *network) serve(ctx context.Context) error {
 	if cfg.AgentCA != "" {
 		n.env = append(n.env, "TRANSFERLAB_NATS_CA="+cfg.AgentCA)
 	}
-	if n.place.file.Workload != schemas.WorkloadS3 || cfg.S3Endpoint == "" {
-		return nil
+	switch workload := n.place.file.Workload; {
+	case workload == schemas.WorkloadS3 && cfg.S3Endpoint != "":
+		store, err := n.open(ctx, "--s3-endpoint", cfg.S3Endpoint)
+		if err != nil {
+			return err
+		}
+		n.env = append(n.env, "TRANSFERLAB_S3_ENDPOINT="+store.String(), "TRANSFERLAB_S3_REGION="+cfg.S3Region,
+			"TRANSFERLAB_S3_ACCESS_KEY="+cfg.S3AccessKey, "TRANSFERLAB_S3_SECRET_KEY="+cfg.S3SecretKey)
+	case workload == schemas.WorkloadOffload && cfg.Gateway != "":
+		gateway, err := n.open(ctx, "--gateway", cfg.Gateway)
+		if err != nil {
+			return err
+		}
+		n.env = append(n.env, "TRANSFERLAB_GATEWAY="+gateway.String(), "TRANSFERLAB_EDGE_TOKEN="+cfg.EdgeToken, "TRANSFERLAB_EDGE_ACCOUNT="+cfg.EdgeAccount,
+			"TRANSFERLAB_VISION="+os.Getenv("TRANSFERLAB_VISION"), "TRANSFERLAB_MODELS="+os.Getenv("TRANSFERLAB_MODELS"))
+		if cfg.S3Endpoint != "" {
+			store, err := n.open(ctx, "--s3-endpoint", cfg.S3Endpoint)
+			if err != nil {
+				return err
+			}
+			n.env = append(n.env, "TRANSFERLAB_STORE_ADDRESS="+store.Host)
+		}
 	}
-	endpoint, err := url.Parse(cfg.S3Endpoint)
+	return nil
+}
+
+// open makes a service of the lab reachable at the site lab, and returns its
+// address there.
+func (n *network) open(ctx context.Context, flag, address string) (*url.URL, error) {
+	u, err := url.Parse(address)
 	if err != nil {
-		return fmt.Errorf("--s3-endpoint: %w", err)
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	l, err := net.Listen("tcp", net.JoinHostPort(n.lab.LabAddr().String(), "0"))
 	if err != nil {
-		return fmt.Errorf("listen for the agents' way to the store: %w", err)
+		return nil, fmt.Errorf("listen for the agents' way to %s: %w", u.Host, err)
 	}
-	n.forward(ctx, l, endpoint.Host)
-	endpoint.Host = l.Addr().String()
-	n.env = append(n.env, "TRANSFERLAB_S3_ENDPOINT="+endpoint.String(), "TRANSFERLAB_S3_REGION="+cfg.S3Region,
-		"TRANSFERLAB_S3_ACCESS_KEY="+cfg.S3AccessKey, "TRANSFERLAB_S3_SECRET_KEY="+cfg.S3SecretKey)
-	return nil
+	n.forward(ctx, l, u.Host)
+	u.Host = l.Addr().String()
+	return u, nil
 }
 
 // listenSocket listens at a path of any length: the name of a socket has at most

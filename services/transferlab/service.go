@@ -104,13 +104,16 @@ func (f *serviceFlags) run(ctx context.Context, service node.Service) error {
 	if err != nil {
 		return err
 	}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	if f.MetricsAddr != "" {
 		addr, served, err := node.Serve(ctx, f.MetricsAddr, node.Handler(metrics, n), log)
 		if err != nil {
 			return err
 		}
 		log.Info("health and metrics", "address", addr.String())
-		defer func() { <-served }()
+		// A service may end before it is told to.
+		defer func() { end(); <-served }()
 	}
 	log.Info("starting", "service", service.Name, "version", version())
 	err = n.Run(ctx, service)

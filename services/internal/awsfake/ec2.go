@@ -82,6 +82,7 @@ type ec2Region struct {
 	instances []*ec2Instance
 	groups    []*ec2Group
 	keys      []*ec2Key
+	templates []*ec2Template
 	tokens    map[string]*ec2Launch
 }
 

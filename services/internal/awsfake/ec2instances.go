@@ -1,6 +1,7 @@
 package awsfake
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -16,7 +17,11 @@ import (
 const maxLaunch = 256
 
 func (e *EC2) runInstances(r *ec2Region, q query) (*ec2Response, error) {
-	image, kind := q.text("ImageId"), q.text("InstanceType")
+	template, err := r.template(q)
+	if err != nil {
+		return nil, err
+	}
+	image, kind := cmp.Or(q.text("ImageId"), template.image), cmp.Or(q.text("InstanceType"), template.kind)
 	low, err := q.number("MinCount", 0)
 	if err != nil {
 		return nil, err
@@ -47,7 +52,7 @@ func (e *EC2) runInstances(r *ec2Region, q query) (*ec2Response, error) {
 	if key != "" && !slices.ContainsFunc(r.keys, func(k *ec2Key) bool { return k.name == key && !unseen(&k.unseen) }) {
 		return nil, fault("InvalidKeyPair.NotFound", "The key pair '%s' does not exist", key)
 	}
-	script, err := base64.StdEncoding.DecodeString(q.text("UserData"))
+	script, err := base64.StdEncoding.DecodeString(cmp.Or(q.text("UserData"), template.userData))
 	if err != nil {
 		return nil, fault("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data")
 	}

@@ -2,6 +2,8 @@ package objectstore
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -62,15 +64,16 @@ type Object struct {
 	ETag     string
 	Modified time.Time
 	Checksum *uint64           // CRC-64/NVME, from MetaChecksum or S3's own; only from Head, nil if the object has none
+	SHA256   []byte            // of the whole, as the store has checked it; only from Head, nil if the object has none
 	Metadata map[string]string // only from Head
 }
 
-// Head describes one object.
+// Head describes one object. The error wraps ErrNoObject if there is none.
 func (s *Store) Head(ctx context.Context, bucket, key string) (Object, error) {
 	name := s.Bucket(bucket)
 	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &name, Key: &key, ChecksumMode: types.ChecksumModeEnabled})
 	if err != nil {
-		return Object{}, fmt.Errorf("head %s/%s: %w", name, key, err)
+		return Object{}, fmt.Errorf("head %s/%s: %w", name, key, explain(err))
 	}
 	o := Object{
 		Key: key, Size: aws.ToInt64(out.ContentLength), ETag: aws.ToString(out.ETag), Modified: aws.ToTime(out.LastModified),
@@ -81,6 +84,10 @@ func (s *Store) Head(ctx context.Context, bucket, key string) (Object, error) {
 			o.Checksum = &sum
 			break
 		}
+	}
+	// That of a multipart upload is a hash of the parts' hashes, and says so.
+	if sum, err := base64.StdEncoding.DecodeString(aws.ToString(out.ChecksumSHA256)); err == nil && len(sum) == sha256.Size && out.ChecksumType != types.ChecksumTypeComposite {
+		o.SHA256 = sum
 	}
 	return o, nil
 }

@@ -36,8 +36,11 @@ type PutOptions struct {
 	PartBytes int64
 	// Concurrency is how many parts are sent at a time if the content can be read at any offset; 0: 4.
 	Concurrency int
-	// IfAbsent refuses to replace an object; the error is a 412 PreconditionFailed.
+	// IfAbsent refuses to replace an object; the error wraps ErrExists.
 	IfAbsent bool
+	// SHA256 of the content, if the caller knows it: 32 bytes. The store checks it of what it gets in one request, and
+	// keeps it as the object's checksum.
+	SHA256 []byte
 }
 
 // PutResult is what Put has stored.
@@ -98,7 +101,7 @@ func (s *Store) Put(ctx context.Context, bucket, key string, r io.Reader, size i
 		res, err = s.putParts(ctx, s.Bucket(bucket), key, src, size, part, opts)
 	}
 	if err != nil {
-		return fail(err)
+		return fail(explain(err))
 	}
 	return res, nil
 }
@@ -199,15 +202,24 @@ func (s *Store) putSingle(ctx context.Context, bucket, key string, src source, s
 	body := src.body(0, size)
 	in := &s3.PutObjectInput{
 		Bucket: &bucket, Key: &key, Body: body, ContentLength: &size, Metadata: opts.Metadata,
-		ContentType: optional(opts.ContentType), IfNoneMatch: ifAbsent(opts.IfAbsent),
+		ContentType: optional(opts.ContentType), IfNoneMatch: ifNone(opts.IfAbsent),
 	}
 	if size == 0 {
 		in.Body = nil // net/http would send an empty body of unknown length
 	}
-	if opts.Checksum != nil {
+	switch {
+	case opts.SHA256 != nil:
+		in.ChecksumSHA256 = aws.String(EncodeSHA256(opts.SHA256))
+	case opts.Checksum != nil:
 		in.ChecksumCRC64NVME = aws.String(EncodeCRC64(*opts.Checksum))
 	}
-	out, err := s.client.PutObject(ctx, in, unsigned)
+	once := func(o *s3.Options) {
+		if src.at == nil {
+			// It cannot be sent again: to wait before finding that out is of no use.
+			o.Retryer = aws.NopRetryer{}
+		}
+	}
+	out, err := s.client.PutObject(ctx, in, unsigned, once)
 	if err != nil {
 		return PutResult{}, err
 	}
@@ -235,7 +247,7 @@ func optional(s string) *string {
 	return &s
 }
 
-func ifAbsent(b bool) *string {
+func ifNone(b bool) *string {
 	if b {
 		return aws.String("*")
 	}
@@ -294,7 +306,7 @@ func (s *Store) putParts(ctx context.Context, bucket, key string, src source, si
 	out, err := s.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
 		Bucket: &bucket, Key: &key, UploadId: id, MultipartUpload: &types.CompletedMultipartUpload{Parts: done},
 		ChecksumCRC64NVME: aws.String(EncodeCRC64(crc)), ChecksumType: types.ChecksumTypeFullObject,
-		IfNoneMatch: ifAbsent(opts.IfAbsent),
+		IfNoneMatch: ifNone(opts.IfAbsent),
 	})
 	if err != nil {
 		return PutResult{}, fmt.Errorf("complete multipart upload: %w", err)

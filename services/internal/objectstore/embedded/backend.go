@@ -85,12 +85,11 @@ type bucketFile struct {
 
 // load sweeps what an earlier process left unfinished and builds the index from the files.
 func (b *backend) load(ctx context.Context) error {
-	for _, scratch := range []string{"tmp", "uploads"} {
-		path := filepath.Join(b.dir, scratch)
-		if err := os.RemoveAll(path); err != nil {
-			return fmt.Errorf("sweep unfinished uploads: %w", err)
-		}
-		if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := os.RemoveAll(filepath.Join(b.dir, "tmp")); err != nil {
+		return fmt.Errorf("sweep unfinished objects: %w", err)
+	}
+	for _, dir := range []string{"tmp", "uploads"} {
+		if err := os.MkdirAll(filepath.Join(b.dir, dir), 0o700); err != nil {
 			return err
 		}
 	}
@@ -113,7 +112,7 @@ func (b *backend) load(ctx context.Context) error {
 		}
 		b.buckets[bu.name] = bu
 	}
-	return nil
+	return b.loadUploads(ctx)
 }
 
 func (b *backend) loadBucket(ctx context.Context, name string) (*bucket, error) {
@@ -211,6 +210,14 @@ func (b *backend) CreateBucket(ctx context.Context, name string) error {
 }
 
 func (b *backend) DeleteBucket(ctx context.Context, name string) error {
+	if err := b.deleteBucket(ctx, name); err != nil {
+		return err
+	}
+	b.abortUploads(ctx, func(u *upload) bool { return u.bucket == name })
+	return nil
+}
+
+func (b *backend) deleteBucket(ctx context.Context, name string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	bu := b.buckets[name]

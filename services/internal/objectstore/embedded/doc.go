@@ -15,7 +15,8 @@
 //	credentials.json            written by LoadOrCreateCredentials, mode 0600
 //	lock                        flock(2)ed by the server that owns the directory
 //	tmp/                        uploads being written; emptied at start
-//	uploads/ID/                 parts of multipart uploads; emptied at start, uploads do not outlive the process
+//	uploads/ID/upload.json      what a multipart upload is to become
+//	uploads/ID/00001-…          one part of it, laid out as an object is; uploads older than Options.UploadTTL are removed
 //	buckets/NAME/bucket.json    when the bucket was made
 //	buckets/NAME/objects/ab/cd… one object; the name is the SHA-256 of its key
 //

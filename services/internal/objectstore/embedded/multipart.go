@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -23,8 +22,7 @@ import (
 
 const maxUploads = 10_000 // open ones
 
-// upload is one multipart upload; its parts are files in dir. Uploads do not outlive the process, because gofakes3 keeps
-// its own record of them in memory only.
+// upload is one multipart upload; its parts are files in dir, each with its description as an object's file has it.
 type upload struct {
 	id        gofakes3.UploadID
 	bucket    string
@@ -65,13 +63,16 @@ func (b *backend) CreateMultipartUpload(ctx context.Context, bucketName, key str
 	if _, err := b.bucket(bucketName); err != nil {
 		return "", err
 	}
+	if id, restored := ctx.Value(restoredKey{}).(gofakes3.UploadID); restored {
+		return id, nil
+	}
 	b.expireUploads(ctx)
 	id := gofakes3.UploadID(strings.ToLower(rand.Text()))
 	u := &upload{
 		id: id, bucket: bucketName, key: key, dir: filepath.Join(b.dir, "uploads", string(id)),
 		meta: meta, initiated: time.Now(), parts: map[int]part{},
 	}
-	if err := os.Mkdir(u.dir, 0o700); err != nil {
+	if err := b.beginUpload(u); err != nil {
 		return "", storageError(ctx, err)
 	}
 	b.uploadMu.Lock()
@@ -81,7 +82,7 @@ func (b *backend) CreateMultipartUpload(ctx context.Context, bucketName, key str
 	}
 	b.uploadMu.Unlock()
 	if full {
-		_ = os.Remove(u.dir)
+		_ = os.RemoveAll(u.dir)
 		return "", gofakes3.ErrorMessagef(gofakes3.ErrSlowDown, "%d multipart uploads are open, complete or abort some", maxUploads)
 	}
 	return id, nil
@@ -101,21 +102,26 @@ func (b *backend) upload(bucketName, key string, id gofakes3.UploadID) (*upload,
 // It runs when an upload is begun, so that a store nobody writes to needs no clock.
 func (b *backend) expireUploads(ctx context.Context) {
 	limit := time.Now().Add(-b.uploadTTL)
+	b.abortUploads(ctx, func(u *upload) bool { return u.initiated.Before(limit) })
+}
+
+// abortUploads ends uploads that nobody will complete.
+func (b *backend) abortUploads(ctx context.Context, which func(*upload) bool) {
 	b.uploadMu.Lock()
 	var old []*upload
 	for _, u := range b.uploads {
-		if u.initiated.Before(limit) {
+		if which(u) {
 			old = append(old, u)
 		}
 	}
 	b.uploadMu.Unlock()
 	for _, u := range old {
 		if err := b.AbortMultipartUpload(ctx, u.bucket, u.key, u.id); err != nil {
-			b.log.Warn("abort an expired upload", "bucket", u.bucket, "key", u.key, "error", err)
+			b.log.Warn("abort an upload", "bucket", u.bucket, "key", u.key, "error", err)
 			continue
 		}
 		if err := b.forget(ctx, u.bucket, u.key, u.id); err != nil && !errors.Is(err, gofakes3.ErrNoSuchUpload) {
-			b.log.Warn("forget an expired upload", "bucket", u.bucket, "key", u.key, "error", err)
+			b.log.Warn("forget an upload", "bucket", u.bucket, "key", u.key, "error", err)
 		}
 	}
 }
@@ -128,7 +134,7 @@ func (b *backend) UploadPart(ctx context.Context, bucketName, key string, id gof
 	if number > b.maxParts {
 		return "", gofakes3.ErrorMessagef(gofakes3.ErrInvalidArgument, "Part number must be an integer between 1 and %d, inclusive", b.maxParts)
 	}
-	f, err := os.CreateTemp(u.dir, fmt.Sprintf("%05d-", number))
+	f, err := os.CreateTemp(u.dir, unfinishedPart)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return "", gofakes3.ErrNoSuchUpload
@@ -136,6 +142,10 @@ func (b *backend) UploadPart(ctx context.Context, bucketName, key string, id gof
 		return "", storageError(ctx, err)
 	}
 	s, err := b.copyBody(ctx, f, body, size)
+	now := time.Now()
+	if err == nil {
+		err = appendDescription(f, &description{Key: key, MD5: s.md5, CRC64: s.crc64, Modified: now.UnixNano()}, s.n)
+	}
 	if err == nil && b.sync {
 		err = f.Sync()
 	}
@@ -146,15 +156,26 @@ func (b *backend) UploadPart(ctx context.Context, bucketName, key string, id gof
 		b.discard(f, s.n)
 		return "", storageError(ctx, err)
 	}
+	path := filepath.Join(u.dir, partName(number, strings.TrimPrefix(filepath.Base(f.Name()), unfinishedPart)))
 	u.mu.Lock()
 	if u.state != uploadOpen {
 		u.mu.Unlock()
 		b.discard(f, s.n)
 		return "", gofakes3.ErrNoSuchUpload
 	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		u.mu.Unlock()
+		b.discard(f, s.n)
+		return "", storageError(ctx, err)
+	}
 	old, replaced := u.parts[number]
-	u.parts[number] = part{path: f.Name(), size: s.n, md5: s.md5, crc64: s.crc64, modified: time.Now()}
+	u.parts[number] = part{path: path, size: s.n, md5: s.md5, crc64: s.crc64, modified: now}
 	u.mu.Unlock()
+	if b.sync {
+		if err := syncDir(u.dir); err != nil {
+			return "", storageError(ctx, err)
+		}
+	}
 	if replaced {
 		_ = os.Remove(old.path)
 		b.used.Add(-old.size)
@@ -246,14 +267,14 @@ func (b *backend) assemble(ctx context.Context, bu *bucket, o *object, parts []p
 	return b.commit(ctx, bu, o, f)
 }
 
-// appendFile appends the size bytes of the file at path; between files io.Copy is copy_file_range(2).
+// appendFile appends the first size bytes of the file at path; between files io.Copy is copy_file_range(2).
 func appendFile(dst *os.File, path string, size int64) error {
 	src, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = src.Close() }()
-	n, err := io.Copy(dst, src)
+	n, err := io.Copy(dst, &io.LimitedReader{R: src, N: size})
 	return errors.Join(err, lengthError(n, size))
 }
 

@@ -36,7 +36,7 @@ type Options struct {
 	MaxStoreBytes  int64         // of content, over all buckets and open uploads; 0: what the disk holds
 	MaxParts       int           // of a multipart upload; default 10000
 	MinPartBytes   int64         // all parts but the last; default 5 MiB, negative: 1
-	UploadTTL      time.Duration // after which an upload neither completed nor aborted is; default 24 h
+	UploadTTL      time.Duration // after which an upload neither completed nor aborted is aborted, restarts or not; default 24 h
 	IdleTimeout    time.Duration // for a client to send or take the next piece, or the next request; default 2 min
 	Sync           bool          // fsync objects before they are acknowledged: survive power cuts, not only kills
 }
@@ -151,6 +151,7 @@ func Start(ctx context.Context, opts Options) (_ *Server, err error) {
 	g := gofakes3.New(s.backend, gofakes3.WithLogger(logAdapter{opts.Log}))
 	s.backend.forget = g.ForgetMultipartUpload
 	s.s3 = g.Server()
+	s.backend.register(ctx, s.s3)
 	var lc net.ListenConfig
 	if s.listener, err = lc.Listen(ctx, "tcp", opts.Addr); err != nil {
 		return nil, fmt.Errorf("embedded S3 server: %w", err)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -152,7 +153,7 @@ func TestRestart(t *testing.T) {
 	if err != nil || again.ETag != multi.ETag || again.Size != multi.Size || *again.Checksum != *multi.Checksum || !again.Modified.Equal(multi.Modified) {
 		t.Errorf("%+v after the restart, %+v before; %v", again, multi, err)
 	}
-	var stored int64 = 12 << 20
+	var stored int64 = 12<<20 + 1 // the upload's part
 	for _, key := range hostileKeys() {
 		stored += int64(len(key))
 	}
@@ -596,5 +597,184 @@ func TestUploadsExpire(t *testing.T) {
 	_, err = st.Client().UploadPart(ctx, &s3.UploadPartInput{Bucket: b, Key: aws.String("old"), UploadId: old, PartNumber: aws.Int32(2), Body: strings.NewReader("part")})
 	if (sdkClient{}).code(err) != "NoSuchUpload" || srv.Usage().Bytes != 0 {
 		t.Errorf("%v, usage %+v", err, srv.Usage())
+	}
+}
+
+// TestUploadsOutliveRestarts: what is whole of an upload is there after a restart, once and in its newest version, and
+// makes the object; what is torn, of another upload or too old is gone.
+func TestUploadsOutliveRestarts(t *testing.T) {
+	dir := t.TempDir()
+	ctx := t.Context()
+	c := embedded.GenerateCredentials()
+	start := func(ttl time.Duration) (*embedded.Server, *objectstore.Store) {
+		srv, err := embedded.Start(ctx, embedded.Options{Dir: dir, AccessKey: c.AccessKey, SecretKey: c.SecretKey, UploadTTL: ttl})
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := objectstore.Open(ctx, s3test.Target(srv), objectstore.Static(c.AccessKey, c.SecretKey, ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return srv, st
+	}
+	const part, key = 5 << 20, "dir/clip ü"
+	content := make([]byte, 2*part+100)
+	if _, err := objectstore.NewContent(7, int64(len(content))).ReadAt(content, 0); err != nil {
+		t.Fatal(err)
+	}
+	put := func(st *objectstore.Store, upload string, number int, data []byte, header ...string) int {
+		t.Helper()
+		u, err := st.PresignPart(ctx, bucket, key, upload, number, int64(len(data)), time.Minute, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPut, u, bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(header); i += 2 {
+			req.Header.Set(header[i], header[i+1])
+		}
+		status, _, _ := do(t, req)
+		return status
+	}
+	srv, st := start(0)
+	if err := st.EnsureBucket(ctx, bucket); err != nil {
+		t.Fatal(err)
+	}
+	upload, err := st.BeginUpload(ctx, bucket, key, "video/mp4", map[string]string{"edge": "gate"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []struct {
+		number int
+		data   []byte
+	}{{1, content[part : 2*part]}, {1, content[:part]}, {3, content[2*part:]}} {
+		if status := put(st, upload, p.number, p.data); status != 200 {
+			t.Fatalf("part %d: %d", p.number, status)
+		}
+	}
+	if status := put(st, upload, 2, content[:100], "Content-MD5", "1B2M2Y8AsgTpgAmY7PhCfg=="); status != 400 {
+		t.Errorf("a part with another MD5: %d, want 400", status)
+	}
+	close5s(t, srv)
+	uploadDir := filepath.Join(dir, "uploads", upload)
+	for _, name := range []string{"00002-torn", ".part-1", "x", "00000-1"} {
+		if err := os.WriteFile(filepath.Join(uploadDir, name), content[:1000], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	srv, st = start(0)
+	parts, err := st.Parts(ctx, bucket, key, upload)
+	if err != nil || len(parts) != 2 || parts[0].Size != part || parts[1].Number != 3 || parts[1].Size != 100 {
+		t.Fatalf("parts after the restart: %+v, %v", parts, err)
+	}
+	if left, err := os.ReadDir(uploadDir); err != nil || len(left) != 3 {
+		t.Errorf("files of the upload: %v, %v, want two parts and the description", left, err)
+	}
+	if u := srv.Usage(); u.Bytes != part+100 {
+		t.Errorf("usage %+v", u)
+	}
+	if status := put(st, upload, 2, content[part:2*part]); status != 200 {
+		t.Fatalf("part 2: %d", status)
+	}
+	if parts, err = st.Parts(ctx, bucket, key, upload); err != nil || len(parts) != 3 {
+		t.Fatal(parts, err)
+	}
+	if err := st.CompleteUpload(ctx, bucket, key, upload, parts, true); err != nil {
+		t.Fatal(err)
+	}
+	body, o, err := st.Get(ctx, bucket, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(body)
+	if err != nil || !bytes.Equal(got, content) || o.Metadata["edge"] != "gate" {
+		t.Errorf("%d bytes, %+v, %v", len(got), o, err)
+	}
+	_ = body.Close()
+	if _, err := st.Parts(ctx, bucket, key, upload); !errors.Is(err, objectstore.ErrNoUpload) {
+		t.Errorf("parts of what is complete: %v", err)
+	}
+	if err := st.AbortUpload(ctx, bucket, key, upload); err != nil {
+		t.Error(err)
+	}
+	old, err := st.BeginUpload(ctx, bucket, key, "", nil)
+	if err != nil || put(st, old, 1, content[:100]) != 200 {
+		t.Fatal(err)
+	}
+	other, err := st.Parts(ctx, bucket, key, old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.CompleteUpload(ctx, bucket, key, old, other, true); !errors.Is(err, objectstore.ErrExists) {
+		t.Errorf("onto an object that is there: %v", err)
+	}
+	close5s(t, srv)
+	srv, st = start(time.Nanosecond)
+	defer close5s(t, srv)
+	if _, err := st.Parts(ctx, bucket, key, old); !errors.Is(err, objectstore.ErrNoUpload) {
+		t.Errorf("an upload that is too old: %v", err)
+	}
+	if u := srv.Usage(); u.Bytes != int64(len(content)) {
+		t.Errorf("usage %+v", u)
+	}
+}
+
+// TestPresigned: what is signed into a URL binds whoever uses it.
+func TestPresigned(t *testing.T) {
+	srv := s3test.Start(t)
+	st := s3test.Open(t, srv, bucket)
+	content := []byte("content")
+	sum := sha256.Sum256(content)
+	headers := http.Header{"If-None-Match": {"*"}, "X-Amz-Checksum-Sha256": {objectstore.EncodeSHA256(sum[:])}, "Content-Type": {"video/mp4"}}
+	for _, c := range []struct {
+		name   string
+		edit   func(*http.Request)
+		at     time.Time
+		status int
+	}{
+		{"expired", nil, time.Now().Add(-2 * time.Minute), 403},
+		{"longer", func(r *http.Request) {
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader("content+")), 8
+		}, time.Now(), 403},
+		{"without a signed header", func(r *http.Request) { r.Header.Del("X-Amz-Checksum-Sha256") }, time.Now(), 403},
+		{"with another checksum", func(r *http.Request) {
+			r.Header.Set("X-Amz-Checksum-Sha256", objectstore.EncodeSHA256(make([]byte, 32)))
+		}, time.Now(), 403},
+		{"replacing", func(r *http.Request) { r.Header.Del("If-None-Match") }, time.Now(), 403},
+		{"with more", func(r *http.Request) { r.Header.Set("X-Amz-Meta-X", "y") }, time.Now(), 403},
+		{"other bytes", func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader("CONTENT")) }, time.Now(), 400},
+		{"as signed", nil, time.Now(), 200},
+		{"again", nil, time.Now(), 412},
+	} {
+		u, err := st.PresignPut(t.Context(), bucket, "k", int64(len(content)), headers, time.Minute, c.at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, u, bytes.NewReader(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = headers.Clone()
+		if c.edit != nil {
+			c.edit(req)
+		}
+		if status, code, _ := do(t, req); status != c.status {
+			t.Errorf("%s: %d %s, want %d", c.name, status, code, c.status)
+		}
+	}
+	o, err := st.Head(t.Context(), bucket, "k")
+	if err != nil || !bytes.Equal(o.SHA256, sum[:]) || o.Size != 7 {
+		t.Errorf("%+v %v", o, err)
+	}
+	if _, err := st.Head(t.Context(), bucket, "none"); !errors.Is(err, objectstore.ErrNoObject) {
+		t.Error(err)
+	}
+	if _, err := st.Put(t.Context(), bucket, "k", bytes.NewReader(content), 7, objectstore.PutOptions{IfAbsent: true}); !errors.Is(err, objectstore.ErrExists) {
+		t.Error(err)
+	}
+	if _, err := st.Put(t.Context(), bucket, "k2", strings.NewReader("CONTENT"), 7, objectstore.PutOptions{SHA256: sum[:]}); err == nil {
+		t.Error("stored under a wrong SHA-256")
 	}
 }

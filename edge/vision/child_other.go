@@ -1,0 +1,7 @@
+//go:build !linux
+
+package vision
+
+import "syscall"
+
+func childAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }
