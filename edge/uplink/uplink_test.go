@@ -196,6 +196,26 @@ func TestFaultsAreOvercome(t *testing.T) {
 	}
 }
 
+// The lab has the result of a clip before its bytes: that the bytes are complete
+// is said until it is heard, whatever the clip's state is.
+func TestBytesAfterTheResult(t *testing.T) {
+	for name, fault := range map[string]string{"put": "PUT ", "complete": "/complete"} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			up := l.client(Options{})
+			clip, src := makeClip(t, "a", 1000)
+			k := l.clip(clip.ID)
+			k.state.Clip, k.state.State = clip, schemas.ClipDone
+			l.faults(first(1, fault, func(w http.ResponseWriter, _ *http.Request) { reset(w) }))
+			result := &schemas.Detections{Version: 1, Clip: clip.ID, Status: schemas.StatusOK}
+			if _, err := up.Upload(within(t), clip, src, Progress{}, result); err != nil {
+				t.Fatal(err)
+			}
+			l.once(clip)
+		})
+	}
+}
+
 func TestGivesUpWhatNeverWorks(t *testing.T) {
 	for code, tries := range map[int]int64{409: 1, 413: 1, 415: 1, 422: wrongMost} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {

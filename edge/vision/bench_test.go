@@ -3,7 +3,6 @@ package vision_test
 import (
 	"bytes"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/transferlab/transferlab/edge/footage"
@@ -13,7 +12,7 @@ import (
 // The camera's clip: 5 s, 1080p, 10.5 MB, one frame a second. bench/offload/barecv
 // does the same with gocv alone.
 func BenchmarkDetect(b *testing.B) {
-	clips, err := footage.Make(b.Context(), filepath.Join(os.TempDir(), "transferlab-footage"), footage.Spec{Scenes: []string{"street"}})
+	clips, err := footage.Make(b.Context(), clipDir(), footage.Spec{Scenes: []string{"street"}})
 	if err != nil {
 		b.Fatal(err)
 	}

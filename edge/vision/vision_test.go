@@ -49,7 +49,7 @@ func detector(t testing.TB, o vision.Options) *vision.Detector {
 // clip makes a small clip; most tests look at the people in the street.
 func clip(t testing.TB, scene, kind string) ([]byte, schemas.Clip) {
 	t.Helper()
-	clips, err := footage.Make(t.Context(), t.TempDir(), footage.Spec{
+	clips, err := footage.Make(t.Context(), clipDir(), footage.Spec{
 		Seed: 1, Scenes: []string{scene}, Length: 3 * time.Second, Width: 640, Height: 360, Rate: 10, Bits: 2_000_000, Type: kind,
 	})
 	if err != nil {
@@ -61,6 +61,9 @@ func clip(t testing.TB, scene, kind string) ([]byte, schemas.Clip) {
 	}
 	return data, schemas.Clip{ID: "clip", Type: kind, Size: int64(len(data)), SHA256: clips[0].SHA256}
 }
+
+// clipDir keeps clips from one run of the tests to the next.
+func clipDir() string { return filepath.Join(os.TempDir(), "transferlab-footage") }
 
 func clipOf(c footage.Clip) schemas.Clip {
 	return schemas.Clip{ID: "clip", Type: c.Type, Size: c.Size, SHA256: c.SHA256}
@@ -94,7 +97,7 @@ func children(t testing.TB, name string) []int {
 }
 
 func TestWhatIsThereIsSeen(t *testing.T) {
-	clips, err := footage.Make(t.Context(), t.TempDir(), footage.Spec{Seed: 1, Clips: len(footage.Scenes()), Width: 640, Height: 360, Rate: 10, Bits: 2_000_000})
+	clips, err := footage.Make(t.Context(), clipDir(), footage.Spec{Seed: 1, Clips: len(footage.Scenes()), Width: 640, Height: 360, Rate: 10, Bits: 2_000_000})
 	if err != nil {
 		t.Fatal(err)
 	}

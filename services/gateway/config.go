@@ -27,12 +27,14 @@ type Config struct {
 	Heavy            int           `help:"Queries, reports and exports in work at a time; more are refused." env:"TRANSFERLAB_HEAVY" default:"8"`
 	Streams          int           `help:"Event streams open at a time; more are refused." env:"TRANSFERLAB_STREAMS" default:"64"`
 	Rate             float64       `help:"Requests a second on average; more are refused." env:"TRANSFERLAB_RATE" default:"200"`
+
+	Clips ClipsConfig `embed:"" prefix:"clip-"`
 }
 
 // DefaultConfig is what the flags default to; the token and ClickHouse have to
 // be given.
 func DefaultConfig() Config {
-	return Config{Listen: "127.0.0.1:8080", Settle: 15 * time.Second, Heavy: 8, Streams: 64, Rate: 200}
+	return Config{Listen: "127.0.0.1:8080", Settle: 15 * time.Second, Heavy: 8, Streams: 64, Rate: 200, Clips: DefaultClipsConfig()}
 }
 
 // minToken is the shortest token for an address that others can reach.
@@ -72,6 +74,7 @@ func (c *Config) Validate() error {
 	if !(c.Rate > 0 && c.Rate <= 1e6) {
 		errs = append(errs, fmt.Errorf("--rate: %g, want above 0, up to 1000000", c.Rate))
 	}
+	errs = append(errs, c.Clips.Validate())
 	return errors.Join(errs...)
 }
 
@@ -86,13 +89,11 @@ func loopback(host string) bool {
 // Service is the gateway's entry in the list of services.
 func Service() node.Service {
 	cfg := DefaultConfig()
+	// Before the flags are there: whoever reads them validates all of it.
+	cfg.Token = os.Getenv("TRANSFERLAB_TOKEN")
+	cfg.Clips = cfg.Clips.withEnvironment()
 	return node.Service{
 		Name: "gateway", Short: "HTTP API", Role: bus.RoleGateway, Config: &cfg,
-		Run: func(ctx context.Context, n *node.Node) error {
-			if cfg.Token == "" {
-				cfg.Token = os.Getenv("TRANSFERLAB_TOKEN")
-			}
-			return New(cfg, n).Run(ctx)
-		},
+		Run: func(ctx context.Context, n *node.Node) error { return New(cfg, n).Run(ctx) },
 	}
 }

@@ -49,6 +49,8 @@ type Gateway struct {
 	agents    *bus.Bucket[schemas.Agent]
 	schedules *bus.Bucket[schemas.Recurring]
 	index     *index
+	edges     *edges
+	clips     *clips
 }
 
 // New returns a gateway; Run starts it.
@@ -59,7 +61,7 @@ func New(cfg Config, n *node.Node) *Gateway {
 		// Guessing a token of 26 letters at this speed takes longer than there is.
 		wrong: rate.NewLimiter(5, 20),
 		heavy: make(chan struct{}, max(cfg.Heavy, 1)), streams: make(chan struct{}, max(cfg.Streams, 1)),
-		index: newIndex(),
+		index: newIndex(), edges: newEdges(cfg.Clips, n.Log), clips: newClips(cfg.Clips, n),
 	}
 }
 
@@ -115,6 +117,15 @@ func (g *Gateway) Run(ctx context.Context) error {
 		return err
 	}
 	parts.Go(func() { g.index.follow(ctx, g.runs, g.log) })
+
+	if err := g.edges.open(ctx, g.node.Bus); err != nil {
+		return err
+	}
+	parts.Go(func() { g.edges.run(ctx) })
+	if err := g.clips.open(ctx); err != nil {
+		return err
+	}
+	parts.Go(func() { g.clips.run(ctx) })
 
 	address, served, err := node.Serve(ctx, g.cfg.Listen, g.Handler(), g.log)
 	if err != nil {
@@ -223,12 +234,14 @@ func (g *Gateway) Handler() http.Handler {
 	config.Components.SecuritySchemes = map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer"}}
 	config.Security = []map[string][]string{{"token": {}}}
 	g.api = humago.New(mux, config)
-	g.api.UseMiddleware(g.count)
+	g.api.UseMiddleware(g.count, g.separate)
 	g.registerRuns()
 	g.registerReports()
 	g.registerSQL()
 	g.registerLab()
 	g.registerSeries()
+	g.registerEdges()
+	g.registerClips()
 
 	observe := g.observe
 	if observe == nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -29,25 +30,26 @@ func (g *Gateway) guard(next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(g.cfg.Token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		open := r.URL.Path == "/healthz" || r.URL.Path == "/openapi.json"
-		if !open {
+		edges := ofEdges(r.URL.Path)
+		stamped := &stampedWriter{ResponseWriter: w, received: time.Now()}
+		if edges {
+			w = stamped
+		}
+		if open := r.URL.Path == "/healthz" || r.URL.Path == "/openapi.json"; !open {
 			token, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 			got := sha256.Sum256([]byte(token))
 			// Hashes first, so that not even the length can be timed.
-			if !found || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
-				if !g.wrong.Allow() {
-					g.metrics.refused.WithLabelValues("token_rate").Inc()
-					w.Header().Set("Retry-After", "1")
-					writeProblem(w, problem(http.StatusTooManyRequests, "too many requests without the right token"))
-					return
-				}
-				g.metrics.refused.WithLabelValues("token").Inc()
-				w.Header().Set("WWW-Authenticate", `Bearer realm="transferlab"`)
-				text := "the token is wrong"
-				if !found {
-					text = "no token: send the header `Authorization: Bearer …` with the value of TRANSFERLAB_TOKEN (in the file env of the lab's directory)"
-				}
-				writeProblem(w, problem(http.StatusUnauthorized, "%s", text))
+			operator := found && subtle.ConstantTimeCompare(got[:], want[:]) == 1
+			var edge *account
+			if edges && found && !operator {
+				edge = g.edges.find(token)
+			}
+			if edge == nil && (!operator || edges && !forBoth(r)) {
+				g.refuseToken(w, r, found, edges)
+				return
+			}
+			if edge != nil {
+				g.guardEdge(stamped, r, edge, next)
 				return
 			}
 		}
@@ -68,9 +70,33 @@ func (g *Gateway) guard(next http.Handler) http.Handler {
 	})
 }
 
+// refuseToken answers who does not show the token that a path is for.
+func (g *Gateway) refuseToken(w http.ResponseWriter, r *http.Request, found, edges bool) {
+	if !g.wrong.Allow() {
+		g.metrics.refused.WithLabelValues("token_rate").Inc()
+		w.Header().Set("Retry-After", "1")
+		writeProblem(w, problem(http.StatusTooManyRequests, "too many requests without the right token"))
+		return
+	}
+	g.metrics.refused.WithLabelValues("token").Inc()
+	g.log.Warn("request without the right token", "from", r.RemoteAddr, "method", short(r.Method), "path", short(r.URL.Path))
+	w.Header().Set("WWW-Authenticate", `Bearer realm="transferlab"`)
+	text := "the token is wrong"
+	switch {
+	case edges && found:
+		text = "the token is none of an edge, or was revoked"
+	case edges:
+		text = "no token: send the header `Authorization: Bearer …` with the token of an edge (`transferlab edge add NAME` makes one)"
+	case !found:
+		text = "no token: send the header `Authorization: Bearer …` with the value of TRANSFERLAB_TOKEN (in the file env of the lab's directory)"
+	}
+	writeProblem(w, problem(http.StatusUnauthorized, "%s", text))
+}
+
 // patientBody bounds the time of a body. The deadline must be gone when the
 // body is: the server reads on to notice that the client leaves, and would take
-// a deadline that passes for that.
+// a deadline that passes for that. One that has passed stays: the server reads
+// on before it answers, and would wait for who does not send.
 type patientBody struct {
 	io.ReadCloser
 	control *http.ResponseController
@@ -84,7 +110,7 @@ func (b *patientBody) Read(p []byte) (int, error) {
 	}
 	_ = b.control.SetReadDeadline(deadline)
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = b.control.SetReadDeadline(time.Time{})
 	}
 	return n, err

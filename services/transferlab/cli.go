@@ -36,6 +36,7 @@ type cli struct {
 	SQL      sqlCmd      `cmd:"" name:"sql" help:"Ask the database, read-only; prints exactly what it answers."`
 	Export   exportCmd   `cmd:"" help:"Write the events of a run to a file."`
 	Fleet    fleetCmd    `cmd:"" help:"Cloud instances with agents: up, ls, down."`
+	Edge     edgeCmd     `cmd:"" help:"Accounts of edges: add, list, revoke."`
 	Data     dataCmd     `cmd:"" help:"Objects in the lab's store: put, ls, rm."`
 	Schedule scheduleCmd `cmd:"" help:"Experiments that run by themselves: set, ls, rm."`
 	Series   seriesCmd   `cmd:"" help:"The 1-minute series: import from CloudWatch, export to DynamoDB."`

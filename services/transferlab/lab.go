@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,7 +23,10 @@ import (
 	"github.com/transferlab/transferlab/bus"
 	"github.com/transferlab/transferlab/bus/embedded"
 	"github.com/transferlab/transferlab/bus/node"
+	"github.com/transferlab/transferlab/schemas"
 	"github.com/transferlab/transferlab/services/collector"
+	"github.com/transferlab/transferlab/services/detector"
+	"github.com/transferlab/transferlab/services/edgerunner"
 	"github.com/transferlab/transferlab/services/gateway"
 	"github.com/transferlab/transferlab/services/internal/agent"
 	"github.com/transferlab/transferlab/services/internal/clickhouse"
@@ -70,6 +75,7 @@ type lab struct {
 	engine   *clickhouse.Server
 	store    *store.Server
 	token    string
+	edge     string // token of the account of the lab's own edges
 	URL      string // of the gateway
 	env      []string
 	failed   chan error // the first service that ended
@@ -108,6 +114,9 @@ func startLab(ctx context.Context, o labOptions) (_ *lab, err error) {
 		}
 	}()
 	if l.token, err = loadToken(filepath.Join(o.Dir, "token")); err != nil {
+		return nil, err
+	}
+	if l.edge, err = loadToken(filepath.Join(o.Dir, "edge-token")); err != nil {
 		return nil, err
 	}
 	if err := l.startParts(ctx); err != nil {
@@ -226,6 +235,9 @@ func (l *lab) startServices(ctx, running context.Context) error {
 	if err := operator.Provision(ctx, bus.DefaultLimits()); err != nil {
 		return err
 	}
+	if err := l.admitEdges(ctx, operator); err != nil {
+		return err
+	}
 	metrics := node.Registry()
 	writer, reader := l.dsn()
 
@@ -235,18 +247,27 @@ func (l *lab) startServices(ctx, running context.Context) error {
 	loading.Config = l.options.Agent
 	loading.Endpoint, loading.Region = l.store.Endpoint(), l.store.Region()
 	loading.AccessKey, loading.SecretKey = l.store.Credentials().AccessKey, l.store.Credentials().SecretKey
-	probing, swarming := prober.DefaultConfig(), swarmrunner.DefaultConfig()
-	probing.Config, swarming.Config = l.options.Agent, l.options.Agent
+	probing, swarming, edging := prober.DefaultConfig(), swarmrunner.DefaultConfig(), edgerunner.DefaultConfig()
+	probing.Config, swarming.Config, edging.Config = l.options.Agent, l.options.Agent, l.options.Agent
 	if l.options.Agent.Name != "" {
 		// Each agent has a name of its own.
 		probing.Name += "-probe"
 		swarming.Name += "-swarm"
+		edging.Name += "-edge"
 	}
+	edging.Account, edging.Token = labEdges, l.edge
+	detecting := detector.DefaultConfig()
+	detecting.Endpoint, detecting.Region = l.store.Endpoint(), l.store.Region()
+	detecting.AccessKey, detecting.SecretKey = l.store.Credentials().AccessKey, l.store.Credentials().SecretKey
 	scheduling := scheduler.DefaultConfig()
 	serving := gateway.DefaultConfig()
 	serving.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(l.options.Ports.HTTP))
 	serving.Token = l.token
 	serving.ClickHouse, serving.ClickHouseWriter = reader, writer
+	serving.Clips.Store, serving.Clips.Region = l.store.Endpoint(), l.store.Region()
+	serving.Clips.AccessKey, serving.Clips.SecretKey = l.store.Credentials().AccessKey, l.store.Credentials().SecretKey
+	// All edges of an experiment share one account.
+	serving.Clips.EdgeRate, serving.Clips.EdgeUploads, serving.Clips.EdgeOpen, serving.Clips.EdgeWaits = 2000, serving.Clips.Uploads, 10_000, serving.Clips.Waits
 
 	var gate *gateway.Gateway
 	var nodes []*node.Node
@@ -269,9 +290,20 @@ func (l *lab) startServices(ctx, running context.Context) error {
 			node.Service{Name: "swarm-runner", Short: "swarm workload", Role: bus.RoleAgent, Run: func(ctx context.Context, n *node.Node) error {
 				return swarmrunner.New(swarming, n).Run(ctx)
 			}},
+			node.Service{Name: "edge-runner", Short: "offload workload", Role: bus.RoleAgent, Run: func(ctx context.Context, n *node.Node) error {
+				edging.Gateway = l.URL
+				return edgerunner.New(edging, n).Run(ctx)
+			}},
 			node.Service{Name: "provisioner", Short: "emulated networks and fleets", Role: bus.RoleProvisioner, Run: func(ctx context.Context, n *node.Node) error {
 				return provisioner.New(l.provisioning(), n).Run(ctx)
 			}})
+	}
+	if why := detector.Available(detecting); why != nil {
+		l.options.Log.Debug("no detector in this lab", "reason", why)
+	} else if !l.options.Reading {
+		entries = append(entries, node.Service{Name: "detector", Short: "what is in clips", Role: bus.RoleDetector, Run: func(ctx context.Context, n *node.Node) error {
+			return detector.New(detecting, n).Run(ctx)
+		}})
 	}
 	entries = append(entries, node.Service{Name: "gateway", Short: "HTTP API", Role: bus.RoleGateway, Run: func(ctx context.Context, _ *node.Node) error {
 		return gate.Run(ctx)
@@ -289,9 +321,11 @@ func (l *lab) startServices(ctx, running context.Context) error {
 	}
 	gate = gateway.New(serving, nodes[len(nodes)-1])
 	gate.Observe(node.Handler(metrics, nodes...))
-	for i, s := range entries {
+	patient, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	start := func(i int) {
 		l.services.Go(func() {
-			if err := nodes[i].Run(running, s); err != nil && running.Err() == nil {
+			if err := nodes[i].Run(running, entries[i]); err != nil && running.Err() == nil {
 				select {
 				case l.failed <- err:
 				default:
@@ -299,24 +333,56 @@ func (l *lab) startServices(ctx, running context.Context) error {
 			}
 		})
 	}
-	patient, cancel := context.WithTimeout(ctx, startPatience)
-	defer cancel()
-	for _, n := range nodes {
-		ready := make(chan error, 1)
-		go func() { ready <- n.AwaitReady(patient) }()
-		select {
-		case err := <-ready:
-			if err != nil {
-				return errors.Join(err, n.Health())
-			}
-		case err := <-l.failed:
-			if embedded.IsPortTaken(err) {
-				return fmt.Errorf("--port-http %d: %w (0 takes any free port)", l.options.Ports.HTTP, err)
-			}
+	// The gateway first: others have to know where it is.
+	last := len(nodes) - 1
+	start(last)
+	if err := l.await(patient, nodes[last]); err != nil {
+		return err
+	}
+	l.URL = "http://" + gate.Addr().String()
+	for i := range nodes[:last] {
+		start(i)
+	}
+	for _, n := range nodes[:last] {
+		if err := l.await(patient, n); err != nil {
 			return err
 		}
 	}
-	l.URL = "http://" + gate.Addr().String()
+	return nil
+}
+
+// await returns when a service serves, or any has failed.
+func (l *lab) await(ctx context.Context, n *node.Node) error {
+	ready := make(chan error, 1)
+	go func() { ready <- n.AwaitReady(ctx) }()
+	select {
+	case err := <-ready:
+		if err != nil {
+			return errors.Join(err, n.Health())
+		}
+		return nil
+	case err := <-l.failed:
+		if embedded.IsPortTaken(err) {
+			return fmt.Errorf("--port-http %d: %w (0 takes any free port)", l.options.Ports.HTTP, err)
+		}
+		return err
+	}
+}
+
+// labEdges is the account of the edges that the lab plays itself.
+const labEdges = "lab"
+
+// admitEdges gives the lab's own edges their account.
+func (l *lab) admitEdges(ctx context.Context, operator *bus.Conn) error {
+	accounts, err := bus.OpenBucket[schemas.EdgeAccount](ctx, operator, bus.BucketEdges)
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256([]byte(l.edge))
+	account := schemas.EdgeAccount{Name: labEdges, Hash: hex.EncodeToString(hash[:]), Created: time.Now()}
+	if _, err := accounts.Put(ctx, labEdges, account); err != nil {
+		return fmt.Errorf("admit the lab's own edges: %w", err)
+	}
 	return nil
 }
 
@@ -326,6 +392,7 @@ func (l *lab) provisioning() provisioner.Config {
 	cfg.State = l.options.Dir
 	cfg.S3Endpoint, cfg.S3Region = l.store.Endpoint(), l.store.Region()
 	cfg.S3AccessKey, cfg.S3SecretKey = l.store.Credentials().AccessKey, l.store.Credentials().SecretKey
+	cfg.Gateway, cfg.EdgeToken, cfg.EdgeAccount = l.URL, l.edge, labEdges
 	if l.nats == nil {
 		o := l.options.NATS
 		cfg.AgentBus, cfg.AgentUser, cfg.AgentSecret, cfg.AgentCA = redacted(o.URL), o.User, o.Password, o.CAFile

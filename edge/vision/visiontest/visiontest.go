@@ -3,6 +3,8 @@ package visiontest
 
 import (
 	"fmt"
+	"hash/fnv"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,9 +12,8 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/transferlab/transferlab/edge/vision/internal/nets"
-
 	"github.com/transferlab/transferlab/edge/vision"
+	"github.com/transferlab/transferlab/edge/vision/internal/nets"
 )
 
 var program = sync.OnceValues(func() (string, error) {
@@ -23,18 +24,26 @@ var program = sync.OnceValues(func() (string, error) {
 	if !ok {
 		return "", fmt.Errorf("no source files here")
 	}
-	// One for every checkout, replaced as a whole: tests of other packages run it
-	// at the same time. Go's build cache makes building it again cheap.
 	dir, err := os.MkdirTemp("", "transferlab-vision-")
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "transferlab-vision")
-	out, err := exec.Command("sh", filepath.Join(filepath.Dir(here), "..", "transferlab-vision", "build.sh"), path).CombinedOutput()
+	defer os.RemoveAll(dir)
+	built := filepath.Join(dir, "transferlab-vision")
+	out, err := exec.Command("sh", filepath.Join(filepath.Dir(here), "..", "transferlab-vision", "build.sh"), built).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build transferlab-vision (OpenCV's packages come with `task opencv`): %w\n%s", err, out)
 	}
-	return path, nil
+	// One for every checkout, replaced as a whole: other packages' tests run it at the same
+	// time, and it shall not pile up.
+	sum := fnv.New64a()
+	_, _ = io.WriteString(sum, here)
+	path := filepath.Join(os.TempDir(), fmt.Sprintf("transferlab-vision-%x", sum.Sum64()))
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return "", err
+	}
+	path = filepath.Join(path, "transferlab-vision")
+	return path, os.Rename(built, path)
 })
 
 // Program returns transferlab-vision: that of TRANSFERLAB_VISION, or one built here, once for

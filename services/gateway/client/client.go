@@ -452,3 +452,28 @@ func post[T any](ctx context.Context, c *Client, path string, body any) (T, erro
 	}
 	return call[T](ctx, c, http.MethodPost, path, nil, "application/json", bytes.NewReader(data))
 }
+
+// Edges lists the accounts of edges.
+func (c *Client) Edges(ctx context.Context) ([]api.Edge, error) {
+	return call[[]api.Edge](ctx, c, http.MethodGet, "/v1/edges", nil, "", nil)
+}
+
+// AddEdge makes an account for an edge; its token is in the answer and nowhere
+// else.
+func (c *Client) AddEdge(ctx context.Context, name string) (api.EdgeToken, error) {
+	return post[api.EdgeToken](ctx, c, "/v1/edges", api.EdgeName{Name: name})
+}
+
+// RevokeEdge ends an edge's account.
+func (c *Client) RevokeEdge(ctx context.Context, name string) error {
+	resp, err := c.do(ctx, http.MethodDelete, "/v1/edges/"+url.PathEscape(name), nil, "", nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Detections is what was seen in a clip.
+func (c *Client) Detections(ctx context.Context, clip string) (schemas.Detections, error) {
+	return call[schemas.Detections](ctx, c, http.MethodGet, "/v1/clips/"+url.PathEscape(clip)+"/result", nil, "", nil)
+}
