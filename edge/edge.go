@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -199,7 +200,7 @@ func (k sink) Begin(ctx context.Context, start camera.Start) (camera.Recording, 
 	if s.policy.Kind != schemas.PolicyLocal && start.Path == "" {
 		s.reserve(ctx, start, room)
 	}
-	return &recording{Writer: w, s: s, id: start.ID}, nil
+	return &recording{Writer: w, s: s, id: start.ID, ctx: ctx}, nil
 }
 
 // reserve asks for room while the clip is recorded, which saves that round trip
@@ -226,8 +227,32 @@ const leastRoom = 16 << 20
 
 type recording struct {
 	*spool.Writer
-	s  *Station
-	id string
+	s       *Station
+	id      string
+	ctx     context.Context // of the source: what is sent ahead ends with it
+	sending atomic.Bool
+}
+
+// Write also sends ahead what is there, when it is certain that the clip is handed
+// over: at its end only the rest is left to send, on connections that are in
+// full swing.
+func (r *recording) Write(p []byte) (int, error) {
+	n, err := r.Writer.Write(p)
+	if err == nil && r.s.policy.Kind == schemas.PolicyCloud && r.sending.CompareAndSwap(false, true) {
+		written := r.Written()
+		r.s.telling.Go(func() {
+			defer r.sending.Store(false)
+			r.s.mu.Lock()
+			room := r.s.reserved[r.id]
+			r.s.mu.Unlock()
+			ctx, cancel := context.WithTimeout(r.ctx, tellPatience)
+			defer cancel()
+			if err := r.s.Lab.Early(ctx, room, r.File(), written); err != nil {
+				r.s.Log.Debug("send ahead", "clip", r.id, "error", err)
+			}
+		})
+	}
+	return n, err
 }
 
 func (r *recording) Commit(_ context.Context, end camera.End) error {

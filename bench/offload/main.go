@@ -29,6 +29,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -37,8 +38,8 @@ import (
 )
 
 type options struct {
-	binary, out, scenarios, barecv, examples string
-	rounds                                   int
+	binary, out, scenarios, barecv, model, examples string
+	rounds                                          int
 }
 
 func main() {
@@ -46,7 +47,8 @@ func main() {
 	flag.StringVar(&o.binary, "binary", "", "a transferlab binary; built if not given")
 	flag.StringVar(&o.out, "out", "", "directory for raw figures and conditions")
 	flag.StringVar(&o.scenarios, "scenarios", strings.Join(scenarioNames(), ","), "which, separated by commas")
-	flag.StringVar(&o.barecv, "barecv", ".build/barecv", "the bare loop's program (task opencv builds it)")
+	flag.StringVar(&o.barecv, "barecv", ".build/barecv", "the bare loop's program (task bench builds it)")
+	flag.StringVar(&o.model, "model", defaultModel(), "NanoDet's file, for the bare loop")
 	flag.StringVar(&o.examples, "examples", "services/detector/examples", "folder of the experiments")
 	flag.IntVar(&o.rounds, "rounds", 7, "rounds of detect")
 	flag.Parse()
@@ -56,6 +58,15 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench/offload:", err)
 		os.Exit(1)
 	}
+}
+
+// defaultModel is where task opencv puts it.
+func defaultModel() string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(cache, "transferlab", "models", "nanodet-g-416-coco.onnx")
 }
 
 // bench is what the scenarios share.
