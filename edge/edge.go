@@ -36,6 +36,8 @@ type Parts struct {
 	Bus *bus.Conn
 	// Queue is the name of the queue of offers; the station's if empty.
 	Queue string
+	// Took is what the detector here took for clips before, if that is known.
+	Took time.Duration
 	// Tell is given what became of each clip, again until it returns nil; nil
 	// tells the lab.
 	Tell func(context.Context, *schemas.ClipOutcome) error
@@ -95,6 +97,7 @@ func Assemble(cfg Config, p Parts) *Station {
 	if p.Detector == nil || !cfg.Local.Enabled {
 		s.slots, s.Detector = 0, nil
 	}
+	s.mean = p.Took
 	if s.Queue == "" {
 		s.Queue = s.name
 	}

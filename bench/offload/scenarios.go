@@ -50,7 +50,7 @@ offload: {policy: cloud, clips: 1, recorded: true, scenes: [dog]}
 				if err != nil {
 					return err
 				}
-				rows, err := b.lab.SQL(ctx, "SELECT at_inferred - at_taken, at_stored - at_inferred, clip_sha256 FROM offload_clips WHERE status = 'ok' AND run = '"+id+"' FORMAT TSV")
+				rows, err := b.lab.SQL(ctx, "SELECT at_inferred - at_taken, at_stored - at_inferred, clip_sha256 FROM offload_clips WHERE status = 'ok' AND run = '"+id+"'")
 				if err != nil {
 					return err
 				}
@@ -152,7 +152,7 @@ func (b *bench) far(ctx context.Context) error {
 		return err
 	}
 	rows, err := b.lab.SQL(ctx, `SELECT count(), quantileExact(0.5)(overhead_ns), quantileExact(0.95)(overhead_ns), max(overhead_ns), quantileExact(0.5)(upload_ns), quantileExact(0.95)(upload_ns)
-		FROM offload_clips WHERE final AND status = 'ok' AND run = '`+id+`' FORMAT TSV`)
+		FROM offload_clips WHERE final AND status = 'ok' AND run = '`+id+`'`)
 	if err != nil {
 		return err
 	}
@@ -251,7 +251,7 @@ func (b *bench) read(ctx context.Context, id string) (map[place]map[string]*seen
 			toInt64(at_stored - at_decided), toInt64(toUnixTimestamp64Nano(ts) + wait_ns + at_decided), toInt64(at_inferred - at_taken),
 			toInt64(ifNull(upload_ns, 0)), toInt64(at_stored - at_inferred), toInt64(at_taken)
 		FROM offload_clips AS c INNER JOIN (SELECT run, trial, axes FROM trials WHERE final AND run = '`+id+`') AS t ON c.run = t.run AND c.trial = t.trial
-		WHERE c.final AND c.status = 'ok' AND c.run = '`+id+`' ORDER BY ts, at_decided FORMAT TSV`)
+		WHERE c.final AND c.status = 'ok' AND c.run = '`+id+`' ORDER BY ts, at_decided`)
 	if err != nil {
 		return nil, err
 	}

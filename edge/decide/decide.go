@@ -67,16 +67,34 @@ func (c *Choice) adapt(s Situation) {
 		c.Reason = "the lab does not answer"
 	case s.Lab != nil && s.Lab.Slots == 0:
 		c.Reason = "the lab has no detector"
-	case c.Edge == 0 && s.Busy < s.Slots:
-		c.Reason = "the edge is free, and what it takes is not known yet"
 	case c.Edge == 0 || c.Cloud == 0:
-		// Somebody has to be the first to find out.
-		c.Where, c.Reason = schemas.WhereCloud, "the edge is busy, and what each takes is not known yet"
+		// Somebody has to be the first to find out, and not all at once: both get their
+		// share as if they were alike.
+		g := s.guessed()
+		if c.Reason = "the shorter queue, as what each takes is not known yet"; g.cloud() < g.edge() {
+			c.Where = schemas.WhereCloud
+		}
 	case c.Edge <= c.Cloud:
 		c.Reason = "the edge is predicted to be faster"
 	default:
 		c.Where, c.Reason = schemas.WhereCloud, "the lab is predicted to be faster"
 	}
+}
+
+// guessed is the situation with what is not known taken for what the other takes,
+// or for anything, and an upload for little.
+func (s Situation) guessed() Situation {
+	if s.Lab == nil {
+		s.Lab = &schemas.OffloadState{Slots: 1}
+	}
+	if s.Service == 0 {
+		s.Service = s.Lab.Service
+	}
+	if s.Service == 0 {
+		s.Service = time.Second
+	}
+	s.Upload = max(s.Upload, 1)
+	return s
 }
 
 // edge predicts the result of the edge: what is before the clip, the clip, and

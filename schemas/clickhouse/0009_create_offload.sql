@@ -43,7 +43,7 @@ FROM
         attrs['hash'] AS detections_hash,
         attrs['labels'] AS labels,
         toUInt32OrZero(attrs['tries']) AS tries,
-        status,
+        toString(status) AS status,
         error,
         bytes,
         wait_ns,

@@ -122,7 +122,7 @@ func (j *job) config(p *player) edge.Config {
 
 func (j *job) parts(p *player) edge.Parts {
 	parts := edge.Parts{
-		Queue: p.name, Source: p.source, Spool: p.spool, Lab: p.lab, Bus: j.conn, Log: j.log.With("edge", p.client.Index),
+		Queue: p.name, Took: p.took, Source: p.source, Spool: p.spool, Lab: p.lab, Bus: j.conn, Log: j.log.With("edge", p.client.Index),
 		Tell: func(ctx context.Context, o *schemas.ClipOutcome) error { return j.told(ctx, p, o) },
 	}
 	if p.vision != nil {

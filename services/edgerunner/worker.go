@@ -98,6 +98,7 @@ func spec(o *schemas.Offload) footage.Spec {
 // player is one client: an edge and what it stands on.
 type player struct {
 	client  schemas.Client
+	took    time.Duration // for a clip, by the edge's detector
 	name    string
 	spool   *spool.Spool
 	lab     *uplink.Client
@@ -118,6 +119,9 @@ func (j *job) prepare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if err := j.warm(ctx, p); err != nil {
+			return fmt.Errorf("warm edge %d up: %w", c.Index, err)
+		}
 	}
 	direct, err := uplink.New(uplink.Options{Gateway: j.cfg.Gateway, Token: j.cfg.Token, CAFile: j.cfg.CAFile, StoreAddr: j.cfg.Store, Log: j.log})
 	if err != nil {
@@ -128,6 +132,33 @@ func (j *job) prepare(ctx context.Context) error {
 		return j.awaitDetectors(ctx)
 	}
 	return nil
+}
+
+// warm has an edge look at a clip and upload one, as it would have done before: a
+// trial does not begin with a model that is not loaded, cold connections, and
+// an edge that knows neither its own speed nor its uplink's.
+func (j *job) warm(ctx context.Context, p *player) error {
+	c := &j.made[0]
+	f, err := os.Open(c.Path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	clip := schemas.Clip{
+		ID: p.name + "-warm", Size: c.Size, SHA256: c.SHA256, Type: c.Type, Trigger: time.Now(), Length: c.Length, Detection: j.section.Detection(),
+	}
+	result := &schemas.Detections{Version: 1, Clip: clip.ID, Edge: j.cfg.Account, SHA256: c.SHA256, Where: schemas.WhereEdge, Status: schemas.StatusOK, Created: time.Now()}
+	if p.vision != nil {
+		begun := time.Now()
+		seen, err := p.vision.Detect(ctx, f, clip)
+		if err != nil {
+			return err
+		}
+		p.took = time.Since(begun)
+		result.Model, result.Sample, result.Frames, result.Labels = seen.Model, seen.Sample, seen.Frames, seen.Labels
+	}
+	_, err = p.lab.Upload(ctx, clip, f, uplink.Progress{}, result)
+	return err
 }
 
 // detectorPatience is how long a trial waits for the lab's first detector.

@@ -256,6 +256,9 @@ func (l *lab) startServices(ctx, running context.Context) error {
 		edging.Name += "-edge"
 	}
 	edging.Account, edging.Token = labEdges, l.edge
+	if edging.Store, err = hostOf(l.store.Endpoint()); err != nil {
+		return err
+	}
 	detecting := detector.DefaultConfig()
 	detecting.Endpoint, detecting.Region = l.store.Endpoint(), l.store.Region()
 	detecting.AccessKey, detecting.SecretKey = l.store.Credentials().AccessKey, l.store.Credentials().SecretKey
@@ -367,6 +370,14 @@ func (l *lab) await(ctx context.Context, n *node.Node) error {
 		}
 		return err
 	}
+}
+
+func hostOf(address string) (string, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "", fmt.Errorf("address of the store: %w", err)
+	}
+	return u.Host, nil
 }
 
 // labEdges is the account of the edges that the lab plays itself.
