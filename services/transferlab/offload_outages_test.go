@@ -25,13 +25,12 @@ func TestOutages(t *testing.T) {
 	if err := netlab.Available(); err != nil {
 		t.Fatalf("this test makes network namespaces: %v", err)
 	}
-	// A fast edge would look at all of the clips itself.
-	clips, every, outage, share := 24, 300*time.Millisecond, 2*time.Second, "20%"
+	clips, every, outage := 24, 300*time.Millisecond, 2*time.Second
 	if text := os.Getenv(envDay); text != "" {
 		if text != "1" {
 			t.Fatalf("%s: %q, want 1 or nothing", envDay, text)
 		}
-		clips, every, outage, share = 24*60, time.Second, 30*time.Second, "100%"
+		clips, every, outage = 24*60, time.Second, 30*time.Second
 	}
 	dir := t.TempDir()
 	l := startOffloadLab(t, dir)
@@ -59,10 +58,10 @@ offload:
   length: 1s
   scenes: [dog, person]
   model: hog
-  local_cpu: %s
+  local_cpu: 20%%
   outage_every: %s
   outage_for: %s
-`, clips, every, share, 2*outage, outage))
+`, clips, every, 2*outage, outage))
 	took := time.Since(begun)
 	for _, check := range []struct{ what, query, want string }{
 		{"clips that are ok, of all", "SELECT countIf(status = 'ok'), count(), uniqExact(clip) FROM offload_clips WHERE final", fmt.Sprintf("%d\t%d\t%d", clips, clips, clips)},
@@ -81,8 +80,9 @@ offload:
 	}
 	sameAsEvents(t, askSQL(t, dir, seenByEvents), results)
 
+	// A fifth of a processor is slow enough to be busy at times.
 	looked := askSQL(t, dir, "SELECT countIf(seen_by = 'edge'), countIf(seen_by = 'cloud') FROM offload_clips")
-	if os.Getenv(envDay) == "" && (strings.HasPrefix(looked, "0\t") || strings.HasSuffix(looked, "\t0")) {
+	if strings.HasPrefix(looked, "0\t") || strings.HasSuffix(looked, "\t0") {
 		t.Errorf("clips that the edge and that the lab saw: %q, want some of both", looked)
 	}
 	w := waysOf(t, dir)

@@ -31,7 +31,7 @@ func (s *Source) query(ctx context.Context, name string, parameters clickhouse.P
 	}
 	ctx, cancel := WithoutDeadline(ctx)
 	defer cancel()
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithParameters(parameters)), text)
+	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithParameters(parameters), clickhouse.WithSettings(settings())), text)
 	if err != nil {
 		return fmt.Errorf("query %s: %w", name, err)
 	}
@@ -46,6 +46,11 @@ func (s *Source) query(ctx context.Context, name string, parameters clickhouse.P
 	}
 	return nil
 }
+
+// settings of reports. Compiling a comparison of a column of few values fails in
+// ClickHouse 26.7 once a query has been executed a few times ("Invalid cast from
+// LowCardinality(UInt8) to native type"), and gains nothing here.
+func settings() clickhouse.Settings { return clickhouse.Settings{"compile_expressions": 0} }
 
 // WithoutDeadline keeps ctx's cancellation and hides its deadline, of which the
 // client would make a setting that a user who may only read cannot choose.

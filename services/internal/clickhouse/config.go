@@ -99,6 +99,7 @@ var usersConfig = template.Must(template.New("users").Funcs(template.FuncMap{"x"
             <query_profiler_cpu_time_period_ns>0</query_profiler_cpu_time_period_ns>
             <memory_profiler_step>0</memory_profiler_step>
             <max_execution_time>0</max_execution_time>
+            <compile_expressions>0</compile_expressions>
         </default>
         <engine>
             <max_execution_time>0</max_execution_time>
@@ -107,6 +108,7 @@ var usersConfig = template.Must(template.New("users").Funcs(template.FuncMap{"x"
         </engine>
         <reader>
             <readonly>2</readonly>
+            <compile_expressions>0</compile_expressions>
             <allow_ddl>0</allow_ddl>
             <max_execution_time>{{.Reader.MaxSeconds}}</max_execution_time>
             <max_memory_usage>{{.Reader.MaxMemoryBytes}}</max_memory_usage>
