@@ -73,7 +73,7 @@ type Station struct {
 	reserved map[string]*uplink.Reservation
 	// offered clips wait for the queue's decision.
 	offered map[string]chan struct{}
-	busy    chan struct{} // closed and replaced when no upload for the lab is under way
+	busy    chan struct{} // there while the uplink is wanted, and closed at its end
 	sending int
 	// told are clips whose result the lab has had from here.
 	told    map[string]bool
@@ -177,6 +177,7 @@ func (s *Station) remember() error {
 	for _, r := range waiting {
 		s.near[r.Clip.ID] = time.Time{}
 	}
+	s.weigh()
 	return nil
 }
 
@@ -285,6 +286,7 @@ func (s *Station) forget(id string) {
 	delete(s.near, id)
 	delete(s.reserved, id)
 	delete(s.told, id)
+	s.weigh()
 }
 
 // decideNext decides on one clip.
@@ -298,6 +300,9 @@ func (s *Station) decideNext(ctx context.Context) error {
 		return s.offer(ctx, id)
 	}
 	defer s.Spool.Release(id)
+	if s.policy.Kind == schemas.PolicyAdaptive {
+		s.refresh(ctx)
+	}
 	choice := decide.By(s.policy.Kind, s.situation(r.Clip.Size))
 	return s.decided(id, choice)
 }
@@ -334,6 +339,7 @@ func (s *Station) decided(id string, c decide.Choice) error {
 		delete(s.near, id)
 		s.sent[id] = true
 	}
+	s.weigh()
 	s.mu.Unlock()
 	s.Log.Debug("decided", "clip", id, "where", c.Where, "reason", c.Reason, "edge", c.Edge, "cloud", c.Cloud)
 	err := s.Spool.Decide(id, spool.Decision{Where: c.Where, Policy: s.policy.Kind, Edge: c.Edge, Cloud: c.Cloud, Reason: c.Reason})
@@ -343,16 +349,37 @@ func (s *Station) decided(id string, c decide.Choice) error {
 	return nil
 }
 
+// refresh asks what the lab is doing, unless it has just said so, and does not wait
+// for the answer much longer than it should take.
+func (s *Station) refresh(ctx context.Context) {
+	s.mu.Lock()
+	age := time.Since(s.heard)
+	s.mu.Unlock()
+	if age > freshFor && s.Lab.Online() {
+		trip, _ := s.Lab.RTT()
+		s.hear(ctx, freshFor+2*trip)
+	}
+}
+
+// freshFor is how long an edge goes by what the lab has said of its queue, when it
+// could ask.
+const freshFor = 100 * time.Millisecond
+
+func (s *Station) hear(ctx context.Context, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	state, err := s.Lab.State(ctx)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lab, s.heard = &state, time.Now()
+}
+
 // ask renews what is known of the lab.
 func (s *Station) ask(ctx context.Context) error {
-	asking, cancel := context.WithTimeout(ctx, 5*time.Second)
-	state, err := s.Lab.State(asking)
-	cancel()
-	if err == nil {
-		s.mu.Lock()
-		s.lab, s.heard = &state, time.Now()
-		s.mu.Unlock()
-	}
+	s.hear(ctx, 5*time.Second)
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -478,6 +505,7 @@ func (s *Station) detectNext(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	delete(s.near, id)
+	s.weigh()
 	took := seen.Inferred.Sub(taken)
 	if s.mean == 0 {
 		s.mean = took
@@ -555,17 +583,24 @@ func (s *Station) hurry(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sending += n
-	if s.sending > 0 && s.busy == nil {
+	s.weigh()
+}
+
+// weigh notes whether the uplink is wanted for clips without a result: those that
+// are handed over, and those that will be while the edge is busy with others. mu is
+// held.
+func (s *Station) weigh() {
+	switch wanted := s.sending > 0 || len(s.near) > 0; {
+	case wanted && s.busy == nil:
 		s.busy = make(chan struct{})
-	}
-	if s.sending == 0 && s.busy != nil {
+	case !wanted && s.busy != nil:
 		close(s.busy)
 		s.busy = nil
 	}
 }
 
-// yield waits while there is something more urgent to upload, for as long as the
-// bytes of what is done may wait.
+// yield waits while the uplink is wanted for something more urgent, for as long as
+// the bytes of what is done may wait.
 func (s *Station) yield(ctx context.Context) {
 	most := time.NewTimer(yieldMost)
 	defer most.Stop()

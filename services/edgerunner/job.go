@@ -73,7 +73,7 @@ func (j *job) Run(ctx context.Context, start agent.Start, record func(*schemas.E
 
 	parts, running := errgroup.WithContext(running)
 	if j.section.Backlog > 0 {
-		parts.Go(func() error { return j.others(running, start.At) })
+		parts.Go(func() error { return j.others(running) })
 	}
 	for _, p := range j.players {
 		if p.relay != nil && j.section.OutageEvery > 0 {
@@ -253,21 +253,26 @@ func (j *job) result() schemas.TaskResult {
 	}
 }
 
-// others queues clips that are nobody's of the trial, from its start on, and
-// waits for their results: what they leave behind would be in the next trial's
-// way.
-func (j *job) others(ctx context.Context, start time.Time) error {
-	if err := sleepUntil(ctx, start.Add(-time.Second)); err != nil {
-		return nil
-	}
-	open := map[string]bool{}
+// queueOthers queues clips that are nobody's of the trial.
+func (j *job) queueOthers(ctx context.Context) error {
 	for i := range j.section.Backlog {
-		c := &j.made[i%len(j.made)]
-		id := fmt.Sprintf("other-%s-%d-%d-%s-%d", j.task.Run, j.task.Trial, j.task.Attempt, bus.Token(j.task.Agent), i)
-		if err := j.queue(ctx, id, c); err != nil {
+		if err := j.queue(ctx, j.other(i), &j.made[i%len(j.made)]); err != nil {
 			return fmt.Errorf("queue the backlog: %w", err)
 		}
-		open[id] = true
+	}
+	return nil
+}
+
+func (j *job) other(i int) string {
+	return fmt.Sprintf("other-%s-%d-%d-%s-%d", j.task.Run, j.task.Trial, j.task.Attempt, bus.Token(j.task.Agent), i)
+}
+
+// others waits for the results of these clips: what they leave behind would be in
+// the next trial's way.
+func (j *job) others(ctx context.Context) error {
+	open := map[string]bool{}
+	for i := range j.section.Backlog {
+		open[j.other(i)] = true
 	}
 	for len(open) > 0 {
 		var ids []string

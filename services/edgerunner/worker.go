@@ -129,10 +129,16 @@ func (j *job) prepare(ctx context.Context) error {
 	}
 	j.direct = direct
 	if j.section.Policy != schemas.PolicyLocal || j.section.Backlog > 0 {
-		return j.awaitDetectors(ctx)
+		if err := j.awaitDetectors(ctx); err != nil {
+			return err
+		}
 	}
-	return nil
+	// Last: the detectors begin with them at once.
+	return j.queueOthers(ctx)
 }
+
+// statusWarm is of clips that warmed an uplink up and that nobody has looked at.
+const statusWarm = "warm"
 
 // warm has an edge look at a clip and upload one, as it would have done before: a
 // trial does not begin with a model that is not loaded, cold connections, and
@@ -147,14 +153,14 @@ func (j *job) warm(ctx context.Context, p *player) error {
 	clip := schemas.Clip{
 		ID: p.name + "-warm", Size: c.Size, SHA256: c.SHA256, Type: c.Type, Trigger: time.Now(), Length: c.Length, Detection: j.section.Detection(),
 	}
-	result := &schemas.Detections{Version: 1, Clip: clip.ID, Edge: j.cfg.Account, SHA256: c.SHA256, Where: schemas.WhereEdge, Status: schemas.StatusOK, Created: time.Now()}
+	result := &schemas.Detections{Version: 1, Clip: clip.ID, Edge: j.cfg.Account, SHA256: c.SHA256, Where: schemas.WhereEdge, Status: statusWarm, Created: time.Now()}
 	if p.vision != nil {
 		begun := time.Now()
 		seen, err := p.vision.Detect(ctx, f, clip)
 		if err != nil {
 			return err
 		}
-		p.took = time.Since(begun)
+		p.took, result.Status = time.Since(begun), schemas.StatusOK
 		result.Model, result.Sample, result.Frames, result.Labels = seen.Model, seen.Sample, seen.Frames, seen.Labels
 	}
 	_, err = p.lab.Upload(ctx, clip, f, uplink.Progress{}, result)
@@ -202,8 +208,13 @@ func (j *job) player(ctx context.Context, c schemas.Client) (*player, error) {
 	if o.Policy == schemas.PolicyCloud {
 		return p, nil
 	}
+	threads := 0
+	if o.LocalCPU < 1 {
+		threads = 1 // a part of this machine has no several processors
+	}
 	p.vision, err = vision.New(vision.Options{
-		Model: o.Model, Sample: o.Sample, Threshold: o.Threshold, Slots: o.LocalSlots, CPU: float64(o.LocalCPU), Log: j.log,
+		Threads: threads,
+		Model:   o.Model, Sample: o.Sample, Threshold: o.Threshold, Slots: o.LocalSlots, CPU: float64(o.LocalCPU), Log: j.log,
 	})
 	if err != nil {
 		return p, fmt.Errorf("detector of edge %d: %w", c.Index, err)

@@ -261,6 +261,8 @@ func (l *lab) startServices(ctx, running context.Context) error {
 	}
 	detecting := detector.DefaultConfig()
 	detecting.Endpoint, detecting.Region = l.store.Endpoint(), l.store.Region()
+	// Edges that are played here would have a machine of their own.
+	detecting.Nice = 10
 	detecting.AccessKey, detecting.SecretKey = l.store.Credentials().AccessKey, l.store.Credentials().SecretKey
 	scheduling := scheduler.DefaultConfig()
 	serving := gateway.DefaultConfig()

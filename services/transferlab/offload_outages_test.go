@@ -75,6 +75,7 @@ offload:
 		}
 	}
 	results := storedClips(t, labStore(t, l))
+	withoutWarmUps(t, results, 1)
 	if len(results) != clips {
 		t.Errorf("%d results are stored, want %d", len(results), clips)
 	}
