@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -42,7 +43,11 @@ func rpicam() {
 	}
 	video := filepath.Join(dir, "video.mp4")
 	if _, err := os.Stat(video); err != nil {
-		select {}
+		// Without cgo the runtime ends a process in which nothing can ever happen.
+		asked := make(chan os.Signal, 1)
+		signal.Notify(asked, syscall.SIGTERM)
+		<-asked
+		os.Exit(0)
 	}
 	program, err := exec.LookPath("ffmpeg")
 	if err != nil {

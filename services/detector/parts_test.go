@@ -23,6 +23,7 @@ import (
 )
 
 func TestConfig(t *testing.T) {
+	t.Setenv("TRANSFERLAB_VISION", "") // the tests' own
 	var flags Config
 	parser, err := kong.New(&flags)
 	if err != nil {
