@@ -32,7 +32,7 @@ type Config struct {
 	Model     string   `name:"model" help:"Model for clips that name none; the engine's own if not given." env:"TRANSFERLAB_MODEL"`
 	Sample    float64  `name:"sample" help:"Frames looked at for each second of a clip that does not say; 0 is the engine's own." env:"TRANSFERLAB_SAMPLE" default:"0"`
 	Threshold float64  `name:"threshold" help:"Least score of an object for clips that do not say; 0 is the model's own." env:"TRANSFERLAB_THRESHOLD" default:"0"`
-	Program   string   `name:"vision" help:"The program transferlab-vision; found beside this one or in PATH if not given." env:"TRANSFERLAB_VISION" type:"path"`
+	Program   string   `name:"vision" help:"The program transferlab-vision; found beside this one or in PATH if not given." env:"TRANSFERLAB_VISION"`
 	Keyframes bool     `name:"keyframes" help:"Decode key frames only: faster, and equal where they lie on the frames looked at. As the edges have it." env:"TRANSFERLAB_VISION_KEYFRAMES"`
 	Nice      int      `name:"nice" help:"Niceness of decoding and inference." env:"TRANSFERLAB_VISION_NICE" default:"0"`
 
