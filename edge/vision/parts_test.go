@@ -15,6 +15,10 @@ import (
 	"github.com/transferlab/transferlab/edge/vision/internal/wire"
 )
 
+// later goes on after d by the clock of a synctest bubble, which runs ahead as
+// soon as all in the bubble wait: nobody really does.
+func later(d time.Duration) { <-time.After(d) }
+
 func mp4Box(kind string, size int) []byte {
 	b := make([]byte, max(size, 8))
 	binary.BigEndian.PutUint32(b, uint32(size))
@@ -98,27 +102,27 @@ func TestReadPPM(t *testing.T) {
 func TestMeter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMeter()
-		time.Sleep(1 * time.Second) // busy
+		later(1 * time.Second) // busy
 		a := m.wait()
-		time.Sleep(10 * time.Second)
+		later(10 * time.Second)
 		b := m.wait()
-		time.Sleep(10 * time.Second)
+		later(10 * time.Second)
 		a()
-		time.Sleep(10 * time.Second)
+		later(10 * time.Second)
 		if got := m.stuck(); got != time.Second {
 			t.Errorf("stuck for %s, want the second it was busy", got)
 		}
 		b()
-		time.Sleep(2 * time.Second) // busy
+		later(2 * time.Second) // busy
 		m.progress()
-		time.Sleep(3 * time.Second) // busy
+		later(3 * time.Second) // busy
 		if got := m.stuck(); got != 3*time.Second {
 			t.Errorf("stuck for %s, want 3 s", got)
 		}
 		if got := m.stop(); got != 6*time.Second {
 			t.Errorf("busy for %s, want 6 s", got)
 		}
-		time.Sleep(time.Hour)
+		later(time.Hour)
 		if got := m.stop(); got != 6*time.Second {
 			t.Errorf("busy for %s after the end", got)
 		}
