@@ -138,7 +138,12 @@ func (s *Station) Run(ctx context.Context) error {
 		}
 	}
 	defer s.telling.Wait()
-	parts.Go(func() error { return s.quietly(ctx, s.Lab.Run(ctx)) })
+	parts.Go(func() error {
+		if err := s.Lab.Run(ctx); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("way to the lab: %w", err)
+		}
+		return nil
+	})
 	parts.Go(func() error {
 		if err := s.Source.Run(ctx, sink{s}); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("source of clips: %w", err)
@@ -159,13 +164,6 @@ func (s *Station) Run(ctx context.Context) error {
 		parts.Go(func() error { return s.takeOffers(ctx, false) })
 	}
 	return parts.Wait()
-}
-
-func (s *Station) quietly(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 // remember takes up what an earlier process has decided.
